@@ -1,0 +1,2 @@
+//! The `mdm` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pixels in memory, as a host application holds them.

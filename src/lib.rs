@@ -1,0 +1,19 @@
+//! Segments microscopy images from a handful of labels.
+//!
+//! A masked diffusion model (Pan, Chen, Shi: "Masked Diffusion as Self-supervised Representation Learner",
+//! arXiv 2308.05695) is a UNet that restores images from which patches were masked. The activations of its decoder
+//! describe every pixel of an image; a small MLP head, trained on the labels of a few images, turns them into classes.
+//!
+//! Data goes one way: image → window → corruption → [`plan`] on an [`engine`] → head → blending → label image.
+
+pub mod control;
+pub mod engine;
+pub mod error;
+pub mod image;
+pub mod model;
+pub mod plan;
+pub mod segment;
+
+pub use control::{CancelToken, Control, Progress};
+pub use engine::Device;
+pub use error::{Error, Result};

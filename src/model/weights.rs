@@ -1,0 +1,58 @@
+//! Where an engine gets its parameters from.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use crate::{Error, Result};
+
+/// A parameter in f32, whatever the file stores.
+#[derive(Clone, Debug)]
+pub struct Tensor<'a> {
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Values in row-major order.
+    pub data: Cow<'a, [f32]>,
+}
+
+/// Parameters by their name in a guided-diffusion state dict.
+///
+/// An engine asks for each tensor once and keeps its own packed copy, so an implementation may convert or generate
+/// values on demand and keep nothing.
+pub trait WeightSource: Sync {
+    /// The tensor called `name`; [`Error::Tensor`] where there is none, or where a value is not finite.
+    fn tensor(&self, name: &str) -> Result<Tensor<'_>>;
+}
+
+/// Parameters held in memory.
+#[derive(Clone, Debug, Default)]
+pub struct MapWeights(pub HashMap<String, Tensor<'static>>);
+
+impl MapWeights {
+    /// Adds a tensor, replacing one of the same name.
+    pub fn insert(&mut self, name: impl Into<String>, shape: &[usize], data: Vec<f32>) {
+        self.0.insert(name.into(), Tensor { shape: shape.to_vec(), data: Cow::Owned(data) });
+    }
+}
+
+impl WeightSource for MapWeights {
+    fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        let tensor = self.0.get(name).ok_or_else(|| Error::tensor(name, "is missing"))?;
+        Ok(Tensor { shape: tensor.shape.clone(), data: Cow::Borrowed(&tensor.data) })
+    }
+}
+
+/// Looks in the first source for names starting with `prefix`, in the second for all others.
+pub struct Layered<'a> {
+    /// Start of the names that belong to `first`.
+    pub prefix: &'a str,
+    /// Asked for names with the prefix.
+    pub first: &'a dyn WeightSource,
+    /// Asked for the rest.
+    pub second: &'a dyn WeightSource,
+}
+
+impl WeightSource for Layered<'_> {
+    fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        if name.starts_with(self.prefix) { self.first.tensor(name) } else { self.second.tensor(name) }
+    }
+}

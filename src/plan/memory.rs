@@ -1,0 +1,1 @@
+//! Places tensors in the arena by liveness.
