@@ -1,7 +1,7 @@
 //! An ensemble of heads as the parameters of a plan.
 
 use super::rescale::{product, zeros};
-use crate::model::{BatchNorm, FeatureConfig, Head, Linear, MapWeights, UnetConfig};
+use crate::model::{BatchNorm, Head, Linear, MapWeights};
 use crate::plan::{Combine, HeadShape};
 use crate::{Error, Result};
 
@@ -13,26 +13,26 @@ const EPSILON: f64 = 1e-5;
 /// The parameters that [`PlanOptions::head`](crate::plan::PlanOptions::head) names: batch norms folded into the layers
 /// after them, the first layer split by decoder block, all heads of the ensemble one after the other.
 ///
+/// Features are those of `slots` timesteps, each with blocks of `block_channels` channels.
+///
 /// # Errors
 /// [`Error::Invalid`] if there are no heads, if they do not agree with each other, or not with the features.
-pub fn fold_heads(heads: &[Head], unet: &UnetConfig, features: &FeatureConfig) -> Result<MapWeights> {
+pub fn fold_heads(heads: &[Head], slots: usize, block_channels: &[usize]) -> Result<MapWeights> {
     let (hidden, classes, channels) = agreement(heads)?;
-    let slots = features.timesteps.len();
-    let blocks: Vec<usize> = features.blocks.iter().map(|block| unet.block_shape(*block).0).collect();
-    let slot_channels: usize = blocks.iter().sum();
+    let slot_channels: usize = block_channels.iter().sum();
     if slots * slot_channels != channels {
         return Err(Error::invalid(
             "heads",
             format!(
-                "they take {channels} features, but {slots} timesteps of decoder blocks {:?} have {}",
-                features.blocks,
+                "they take {channels} features, but {slots} timesteps of decoder blocks with {block_channels:?} \
+                 channels have {}",
                 slots * slot_channels
             ),
         ));
     }
     let mut weights = MapWeights::default();
     let mut offset = 0;
-    for (block, &width) in blocks.iter().enumerate() {
+    for (block, &width) in block_channels.iter().enumerate() {
         let rows = heads.len() * hidden.0;
         let len = product(&[rows, slots, width], "a head's first layer")?;
         let mut first: Vec<f32> = zeros(len, "a head's first layer")?;
@@ -104,5 +104,51 @@ fn fold(norm: &BatchNorm, linear: &Linear, weight: &mut Vec<f32>, bias: &mut Vec
             sum += f64::from(*value) * shift;
         }
         bias.push(sum as f32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(channels: usize) -> Head {
+        let linear = |inputs: usize, outputs: usize| Linear {
+            inputs,
+            outputs,
+            weight: (0..inputs * outputs).map(|i| i as f32).collect(),
+            bias: (0..outputs).map(|i| i as f32).collect(),
+        };
+        let norm = |width: usize| BatchNorm {
+            weight: vec![2.0; width],
+            bias: vec![0.5; width],
+            running_mean: vec![1.0; width],
+            running_var: vec![1.0; width],
+        };
+        Head { linear: [linear(channels, 2), linear(2, 2), linear(2, 3)], norm: [norm(2), norm(2)] }
+    }
+
+    #[test]
+    fn columns_of_a_block_are_gathered_from_all_timesteps() {
+        // Features: timestep 0 (block 0: 2 channels, block 1: 3 channels), then timestep 1 likewise.
+        let weights = fold_heads(&[head(10), head(10)], 2, &[2, 3]).unwrap();
+        let first = &weights.0["head.first.0.weight"];
+        assert_eq!(first.shape, [4, 4]);
+        assert_eq!(first.data[..8], [0.0, 1.0, 5.0, 6.0, 10.0, 11.0, 15.0, 16.0]);
+        assert_eq!(first.data[8..], first.data[..8]);
+        let second = &weights.0["head.first.1.weight"];
+        assert_eq!(second.shape, [4, 6]);
+        assert_eq!(second.data[..6], [2.0, 3.0, 4.0, 7.0, 8.0, 9.0]);
+        assert_eq!(weights.0["head.second.weight"].shape, [2, 2, 2]);
+        assert_eq!(weights.0["head.third.bias"].shape, [6]);
+    }
+
+    #[test]
+    fn heads_that_do_not_fit_are_errors() {
+        assert!(fold_heads(&[], 1, &[10]).is_err());
+        assert!(fold_heads(&[head(10)], 1, &[9]).is_err());
+        assert!(fold_heads(&[head(10), head(9)], 1, &[10]).is_err());
+        let mut broken = head(10);
+        broken.norm[0].running_var[0] = -1.0;
+        assert!(fold_heads(&[broken], 1, &[10]).is_err());
     }
 }

@@ -126,10 +126,14 @@ impl Segmenter {
             class: options.class,
             features,
         };
-        let head =
-            |settings: &Settings| fold_heads(model.heads(), &model.metadata().unet, &settings.features);
-        let network =
-            SlidingNetwork::new(model, device, settings, |settings| Ok(Some((shape, head(settings)?))))?;
+        let head = |settings: &Settings| {
+            let unet = &model.metadata().unet;
+            let channels: Vec<usize> =
+                settings.features.blocks.iter().map(|block| unet.block_shape(*block).0).collect();
+            let weights = fold_heads(model.heads(), settings.features.timesteps.len(), &channels)?;
+            Ok(Some((shape, weights)))
+        };
+        let network = SlidingNetwork::new(model, device, settings, head)?;
         let content = BandContent {
             classes: shape.classes,
             probabilities: options.probabilities,
