@@ -1,6 +1,6 @@
 //! Ensembles of heads against reference values and against a plain implementation.
 
-mod segment_support;
+mod support;
 
 use mdm::engine::{Inputs, WeightCache};
 use mdm::model::{BatchNorm, Head, Linear, UnetConfig};
@@ -9,7 +9,8 @@ use mdm::plan::{
 };
 use mdm::segment::{fold_heads, head_shape};
 use mdm::{Control, Device};
-use segment_support::{Golden, relative_error, size, uniform, weight};
+use serde_json::Value;
+use support::{Golden, channels_last, relative_error, uniform, weight};
 
 struct Case {
     about: String,
@@ -32,37 +33,41 @@ struct Block {
     data: Vec<f32>,
 }
 
-/// `[channels, pixels]` to `[pixels, channels]`.
-fn channels_last(data: &[f32], channels: usize) -> Vec<f32> {
-    let pixels = data.len() / channels;
-    (0..data.len()).map(|i| data[i % channels * pixels + i / channels]).collect()
-}
-
 impl Case {
     fn all() -> Vec<Self> {
-        let goldens = Golden::all(|meta| meta["cases"][0]["blocks"].is_array());
-        goldens.iter().flat_map(|golden| (0..golden.cases().len()).map(|i| Self::read(golden, i))).collect()
+        let of_form = |golden: &Golden| golden.meta["cases"][0]["blocks"].is_array();
+        let goldens = Golden::all("head").into_iter().filter(of_form);
+        let all: Vec<Self> = goldens
+            .flat_map(|golden| {
+                let cases = golden.meta["cases"].as_array().unwrap().clone();
+                cases.iter().enumerate().map(|(i, case)| Self::read(&golden, i, case)).collect::<Vec<_>>()
+            })
+            .collect();
+        assert!(!all.is_empty());
+        all
     }
 
-    fn read(golden: &Golden, number: usize) -> Self {
-        let case = &golden.cases()[number];
-        let classes = size(case, "classes");
+    fn read(golden: &Golden, number: usize, case: &Value) -> Self {
+        let size = |key: &str| case[key].as_u64().unwrap() as usize;
+        let (height, width, classes) = (size("height"), size("width"), size("classes"));
+        let values = |name: &str| golden.f32(&format!("{number}.{name}")).unwrap();
         let blocks = case["blocks"].as_array().unwrap().iter().enumerate();
         let blocks = blocks.map(|(i, shape)| {
             let [channels, height, width] = [0, 1, 2].map(|d| shape[d].as_u64().unwrap() as usize);
-            let data = channels_last(&golden.f32s(&format!("{number}.feature.{i}")), channels);
+            let data = channels_last(&values(&format!("feature.{i}")), 1, channels, height * width);
             Block { height, width, channels, data }
         });
+        let logits = |name| channels_last(&values(name), 1, classes, height * width);
         Self {
             about: format!("{} {case}", golden.name),
-            height: size(case, "height"),
-            width: size(case, "width"),
+            height,
+            width,
             classes,
             salt: golden.salt(),
             blocks: blocks.collect(),
-            logits: channels_last(&golden.f32s(&format!("{number}.logits")), classes),
-            logits_normalised: channels_last(&golden.f32s(&format!("{number}.logits_normalised")), classes),
-            norm: golden.f32s(&format!("{number}.norm"))[0],
+            logits: logits("logits"),
+            logits_normalised: logits("logits_normalised"),
+            norm: values("norm")[0],
         }
     }
 
@@ -81,8 +86,8 @@ impl Case {
         };
         let norm = |layer: usize, width: usize| {
             let spread = |name: &str, centre: f64| {
-                let values = uniform(&format!("layers.{layer}.{name}"), width, salt);
-                values.into_iter().map(|u| (centre + 0.2 * (u - 0.5)) as f32).collect()
+                let name = format!("layers.{layer}.{name}");
+                uniform(&name, width, salt).map(|u| (centre + 0.2 * (u - 0.5)) as f32).collect()
             };
             BatchNorm {
                 weight: spread("weight", 1.0),

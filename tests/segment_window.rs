@@ -1,15 +1,19 @@
 //! Sliding windows against reference values.
 
-mod segment_support;
+mod support;
 
 use mdm::segment::blend::Blender;
 use mdm::segment::window::{Importance, WindowGrid};
-use segment_support::{Golden, relative_error, size};
+use support::{Golden, relative_error};
+
+fn size(case: &serde_json::Value, key: &str) -> usize {
+    case[key].as_u64().unwrap() as usize
+}
 
 #[test]
 fn windows_weights_and_blending_are_those_of_the_reference() {
-    for golden in Golden::all(|meta| meta["cases"][0]["overlap"].is_number()) {
-        for (number, case) in golden.cases().iter().enumerate() {
+    for golden in Golden::all("sliding_window") {
+        for (number, case) in golden.meta["cases"].as_array().unwrap().iter().enumerate() {
             let (height, width, window) = (size(case, "height"), size(case, "width"), size(case, "window"));
             let grid = WindowGrid::new(height, width, window, case["overlap"].as_f64().unwrap()).unwrap();
             assert_eq!(grid.count(), size(case, "windows"), "{} {case}", golden.name);
@@ -18,10 +22,10 @@ fn windows_weights_and_blending_are_those_of_the_reference() {
                 .positions()
                 .flat_map(|position| [position.top as i64 + padding[0], position.left as i64 + padding[1]])
                 .collect();
-            assert_eq!(corners, golden.i64s(&format!("{number}.starts")), "{} {case}", golden.name);
+            assert_eq!(corners, golden.i64(&format!("{number}.starts")).unwrap(), "{} {case}", golden.name);
 
             let importance: Vec<f32> = Importance::new(window).row(window / 2).collect();
-            let error = relative_error(&importance, &golden.f32s(&format!("{number}.importance")));
+            let error = relative_error(&importance, &golden.f32(&format!("{number}.importance")).unwrap());
             assert!(error < 1e-6, "{} {case}: importance {error}", golden.name);
 
             let mut blended = Vec::new();
@@ -41,7 +45,7 @@ fn windows_weights_and_blending_are_those_of_the_reference() {
             }
             blender.finish(&mut collect).unwrap();
             assert_eq!(blended.len(), height * width * 2);
-            let indices = golden.i64s(&format!("{number}.blended.index"));
+            let indices = golden.i64(&format!("{number}.blended.index")).unwrap();
             let sampled: Vec<f32> = indices
                 .iter()
                 .map(|&index| {
@@ -50,10 +54,10 @@ fn windows_weights_and_blending_are_those_of_the_reference() {
                     blended[pixel * 2 + class]
                 })
                 .collect();
-            let error = relative_error(&sampled, &golden.f32s(&format!("{number}.blended.value")));
+            let error = relative_error(&sampled, &golden.f32(&format!("{number}.blended.value")).unwrap());
             assert!(error < 1e-5, "{} {case}: blended {error}", golden.name);
             let ones = blended.chunks_exact(2).filter(|pixel| pixel[1] > pixel[0]).count();
-            let want = golden.i64s(&format!("{number}.argmax_ones"))[0] as usize;
+            let want = golden.i64(&format!("{number}.argmax_ones")).unwrap()[0] as usize;
             // Classes whose values differ in the last digits only may fall either way.
             assert!(ones.abs_diff(want) * 20_000 <= height * width, "{} {case}: {ones}, {want}", golden.name);
         }
