@@ -1,5 +1,7 @@
 //! Masks and noise against reference values.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use mdm::model::{MaskRule, NoiseSchedule};

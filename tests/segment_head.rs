@@ -1,5 +1,7 @@
 //! Ensembles of heads against reference values and against a plain implementation.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use mdm::engine::{Inputs, WeightCache};

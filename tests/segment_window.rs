@@ -1,5 +1,7 @@
 //! Sliding windows against reference values.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use mdm::segment::blend::Blender;

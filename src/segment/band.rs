@@ -1,6 +1,7 @@
 //! From blended probabilities at the model's scale to labels at the image's.
 
-use super::rescale::{Filter, Resampler, product, zeros};
+use super::memory::{product, zeros};
+use super::rescale::{Filter, Resampler};
 use crate::Result;
 
 /// Values of probabilities that a band holds, unless a row has more.

@@ -1,6 +1,6 @@
 //! Overlapping windows become one image, a band at a time.
 
-use super::rescale::{product, zeros};
+use super::memory::{product, zeros};
 use super::window::{Importance, WindowGrid, WindowPosition};
 use crate::{Error, Result};
 

@@ -2,6 +2,7 @@
 
 use std::f64::consts::FRAC_PI_2;
 
+use super::memory::reserve;
 use super::noise::WindowNoise;
 use crate::model::{Corruption, CorruptionKind, MaskRule, NoiseSchedule};
 use crate::{Error, Result};
@@ -93,9 +94,7 @@ impl Corruptor {
 
 fn resize(values: &mut Vec<f32>, len: usize) -> Result<()> {
     values.clear();
-    values
-        .try_reserve_exact(len)
-        .map_err(|_| Error::OutOfMemory(format!("{len} random numbers for a window")))?;
+    reserve(values, len, "random numbers for a window")?;
     values.resize(len, 0.0);
     Ok(())
 }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::blend::{inside, offset};
-use super::rescale::{Filter, Resampler, product, zeros};
+use super::memory::{product, zeros};
+use super::rescale::{Filter, Resampler};
 use super::window::{WindowGrid, WindowPosition};
 use crate::image::ImageSource;
 use crate::{Error, Result};

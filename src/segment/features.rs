@@ -1,6 +1,6 @@
 //! What a backbone sees in an image: a pixel's features.
 
-use super::rescale::{product, reserve};
+use super::memory::{product, reserve};
 use super::sliding::{DEFAULT_BATCH, Scaled, Settings, SlidingNetwork};
 use super::window::WindowPosition;
 use crate::image::{ImageSource, ImageView};

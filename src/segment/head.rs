@@ -1,6 +1,6 @@
 //! An ensemble of heads as the parameters of a plan.
 
-use super::rescale::{product, zeros};
+use super::memory::{product, zeros};
 use crate::model::{BatchNorm, Head, Linear, MapWeights};
 use crate::plan::{Combine, HeadShape};
 use crate::{Error, Result};

@@ -10,6 +10,7 @@ pub mod corruption;
 mod cut;
 mod features;
 mod head;
+mod memory;
 mod noise;
 pub mod rescale;
 mod segmenter;

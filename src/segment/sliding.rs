@@ -3,8 +3,9 @@
 use super::corruption::Corruptor;
 use super::cut::Cutter;
 use super::head::HEAD_PREFIX;
+use super::memory::{product, reserve, zeros};
 use super::noise::WindowNoise;
-use super::rescale::{Scaling, product, reserve, scale_between, scaled_side, zeros};
+use super::rescale::{Scaling, scale_between, scaled_side};
 use super::window::{WindowGrid, WindowPosition};
 use crate::engine::{Inputs, Network};
 use crate::image::ImageSource;
