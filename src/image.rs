@@ -69,9 +69,6 @@ impl<'a> ImageView<'a> {
     /// # Errors
     /// [`Error::Image`] if a side is zero, if `data` is too short, or if the size cannot be expressed.
     pub fn new(data: &'a [u8], width: usize, height: usize, format: PixelFormat) -> Result<Self> {
-        if width == 0 || height == 0 {
-            return Err(Error::Image(format!("{width} x {height} pixels: there is nothing to look at")));
-        }
         check_size(width, height)?;
         let row_stride = width.checked_mul(format.bytes_per_pixel()).ok_or_else(|| {
             Error::Image(format!("{width} x {height} pixels are more than can be addressed"))
@@ -162,9 +159,12 @@ impl std::fmt::Debug for ImageView<'_> {
     }
 }
 
-/// Positions in an image are also used as 32-bit counters.
+/// There must be a pixel, and positions in an image are also used as 32-bit counters.
 pub(crate) fn check_size(width: usize, height: usize) -> Result<()> {
     const LARGEST: usize = 1 << 30;
+    if width == 0 || height == 0 {
+        return Err(Error::Image(format!("{width} x {height} pixels: there is nothing to look at")));
+    }
     if width > LARGEST || height > LARGEST {
         return Err(Error::Image(format!(
             "{width} x {height} pixels; sides of up to {LARGEST} are possible"
@@ -191,8 +191,8 @@ pub trait ImageSource {
 
     /// Writes `rows` as `[rows, width, channels]`, scaled from the sample's range to [-1, 1].
     ///
-    /// During one call of a consumer rows are asked for in ascending order and each row once, so a decoder
-    /// need not be able to go back.
+    /// During one call of a consumer rows are asked for in ascending order and no row twice, so a decoder need
+    /// not be able to go back.
     fn read_rows(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
 }
 

@@ -492,6 +492,30 @@ fn work_can_be_handed_to_another_thread() {
 }
 
 #[test]
+fn a_source_without_pixels_is_an_error() {
+    struct Empty(usize, usize);
+    impl ImageSource for Empty {
+        fn width(&self) -> usize {
+            self.0
+        }
+        fn height(&self) -> usize {
+            self.1
+        }
+        fn channels(&self) -> usize {
+            3
+        }
+        fn read_rows(&mut self, _: Range<usize>, _: &mut [f32]) -> Result<()> {
+            Ok(())
+        }
+    }
+    let mut segmenter = Segmenter::new(&model(|_| ()), &device(), SegmentOptions::default()).unwrap();
+    for mut source in [Empty(0, 5), Empty(5, 0), Empty(usize::MAX, usize::MAX)] {
+        let result = segmenter.segment_bands(&mut source, &mut |_| Ok(()), &Control::none());
+        assert!(matches!(result, Err(Error::Image(_))));
+    }
+}
+
+#[test]
 fn models_without_heads_or_with_too_many_classes_are_errors() {
     let mut headless = metadata();
     (headless.heads, headless.classes) = (0, Vec::new());

@@ -51,10 +51,11 @@ pub(super) struct BandWriter<'a> {
 }
 
 impl<'a> BandWriter<'a> {
-    /// From and to sizes are (height, width).
+    /// From and to sizes are (height, width); `scale` is the number of pixels of the former along one of the latter.
     pub(super) fn new(
         from: (usize, usize),
         to: (usize, usize),
+        scale: f64,
         content: BandContent,
         sink: &'a mut dyn FnMut(Band<'_>) -> Result<()>,
     ) -> Result<Self> {
@@ -66,7 +67,7 @@ impl<'a> BandWriter<'a> {
             |wanted: bool, len| if wanted { zeros(len, "a band of the result") } else { Ok(Vec::new()) };
         Ok(Self {
             content,
-            resampler: Resampler::new(from, to, channels, Filter::Bilinear)?,
+            resampler: Resampler::new(from, to, scale, channels, Filter::Bilinear)?,
             row: zeros(row_len, "a row of probabilities")?,
             width,
             rows,
@@ -155,7 +156,7 @@ mod tests {
 
     #[test]
     fn rows_come_once_in_order_and_at_the_size_asked_for() {
-        let (from, to) = ((40, 30), (83, 3001));
+        let (from, to) = ((40, 1500), (83, 3001));
         let content = BandContent { classes: 3, probabilities: true, uncertainty: true };
         let (mut next, mut bands) = (0, 0);
         let mut sink = |band: Band<'_>| {
@@ -170,7 +171,7 @@ mod tests {
             bands += 1;
             Ok(())
         };
-        let mut writer = BandWriter::new(from, to, content, &mut sink).unwrap();
+        let mut writer = BandWriter::new(from, to, 0.5, content, &mut sink).unwrap();
         for y in 0..from.0 {
             let row: Vec<f32> = (0..from.1)
                 .flat_map(|x| {

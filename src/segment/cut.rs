@@ -95,15 +95,20 @@ pub(super) struct Cutter<'a> {
 }
 
 impl<'a> Cutter<'a> {
-    /// Cuts windows of `grid`, which covers the scaled image, with `channels` channels.
-    pub(super) fn new(source: &'a mut dyn ImageSource, grid: &WindowGrid, channels: usize) -> Result<Self> {
+    /// Cuts windows of `grid`, which covers the image at `scale`, with `channels` channels.
+    pub(super) fn new(
+        source: &'a mut dyn ImageSource,
+        grid: &WindowGrid,
+        scale: f64,
+        channels: usize,
+    ) -> Result<Self> {
         let from = (source.height(), source.width());
         let to = (grid.height(), grid.width());
         let held = grid.window().min(grid.height());
         let len = product(&[held, grid.width(), channels], "a band of the image")?;
         Ok(Self {
             reader: Reader::new(source, channels)?,
-            resampler: Resampler::new(from, to, channels, Filter::AreaOrBilinear)?,
+            resampler: Resampler::new(from, to, 1.0 / scale, channels, Filter::AreaOrBilinear)?,
             window: grid.window(),
             height: grid.height(),
             width: grid.width(),
@@ -158,7 +163,7 @@ mod tests {
             let data = grey(height, width);
             let mut view = ImageView::new(&data, width, height, PixelFormat::Grey8).unwrap();
             let grid = WindowGrid::new(height, width, 16, 0.25).unwrap();
-            let mut cutter = Cutter::new(&mut view, &grid, 3).unwrap();
+            let mut cutter = Cutter::new(&mut view, &grid, 1.0, 3).unwrap();
             let mut window = vec![f32::NAN; 16 * 16 * 3];
             for position in grid.positions() {
                 cutter.cut(position, &mut window).unwrap();
@@ -188,7 +193,7 @@ mod tests {
     fn other_channels_are_an_error() {
         let mut view = ImageView::new(&[255, 0, 0], 1, 1, PixelFormat::Rgb8).unwrap();
         let grid = WindowGrid::new(1, 1, 16, 0.25).unwrap();
-        assert!(matches!(Cutter::new(&mut view, &grid, 4), Err(Error::Image(_))));
+        assert!(matches!(Cutter::new(&mut view, &grid, 1.0, 4), Err(Error::Image(_))));
     }
 
     #[test]
@@ -214,7 +219,7 @@ mod tests {
         }
         let grid = WindowGrid::new(3, 4, 16, 0.25).unwrap();
         let mut source = Broken;
-        let mut cutter = Cutter::new(&mut source, &grid, 3).unwrap();
+        let mut cutter = Cutter::new(&mut source, &grid, 1.0, 3).unwrap();
         let position = grid.positions().next().unwrap();
         let error = cutter.cut(position, &mut vec![0.0; 16 * 16 * 3]).unwrap_err();
         assert!(error.to_string().contains("row 2, column 3"), "{error}");

@@ -105,6 +105,15 @@ impl Features {
         Ok((height, width))
     }
 
+    /// Pixels at the model's scale per pixel of the image, along a side: the centre of row y at the model's scale lies at
+    /// (y + 0.5) / scale rows of the image, counted from its upper edge; likewise for columns.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a scale that cannot be.
+    pub fn scale(&self, image: &ImageView<'_>) -> Result<f64> {
+        Ok(self.network.scaled(image.height(), image.width(), image.microns_per_pixel())?.scale)
+    }
+
     /// Hands the features of all windows of an image in memory to `visit`, row by row.
     ///
     /// # Errors
@@ -130,8 +139,7 @@ impl Features {
         visit: &mut dyn FnMut(WindowFeatures) -> Result<()>,
     ) -> Result<()> {
         let scaled = self.network.scaled(source.height(), source.width(), source.microns_per_pixel())?;
-        let grid = self.network.grid(&scaled)?;
-        let window = grid.window();
+        let window = self.network.window();
         let normalise = self.network.features().normalise;
         let shapes = &self.shapes;
         let mut pending: Vec<WindowFeatures> = Vec::new();
@@ -156,7 +164,7 @@ impl Features {
             }
             Ok(())
         };
-        self.network.run(source, &grid, control, &mut read)
+        self.network.run(source, &scaled, control, &mut read)
     }
 }
 

@@ -201,8 +201,14 @@ impl Segmenter {
         let channels = self.content.classes + usize::from(self.content.uncertainty);
         let window_len = product(&[grid.window(), grid.window(), channels], "a window's result")?;
         let mut blender = Blender::new(&grid, channels)?;
-        let mut writer = BandWriter::new((scaled.height, scaled.width), (height, width), self.content, sink)?;
-        self.network.run(source, &grid, control, &mut |batch, _, values| {
+        let mut writer = BandWriter::new(
+            (scaled.height, scaled.width),
+            (height, width),
+            scaled.scale,
+            self.content,
+            sink,
+        )?;
+        self.network.run(source, &scaled, control, &mut |batch, _, values| {
             for (position, values) in batch.iter().zip(values.chunks_exact(window_len)) {
                 blender.add(*position, values, &mut |row| writer.push(row))?;
             }

@@ -123,6 +123,7 @@ impl SlidingNetwork {
 
     /// Size at the model's scale of an image of `height` x `width` pixels.
     pub(super) fn scaled(&self, height: usize, width: usize, microns: Option<f64>) -> Result<Scaled> {
+        crate::image::check_size(width, height)?;
         let microns = self.settings.microns_per_pixel.or(microns);
         let (scale, scaling) = scale_between(microns, self.model.metadata().microns_per_pixel)?;
         Ok(Scaled { height: scaled_side(height, scale)?, width: scaled_side(width, scale)?, scale, scaling })
@@ -133,21 +134,22 @@ impl SlidingNetwork {
         WindowGrid::new(scaled.height, scaled.width, self.window, self.overlap)
     }
 
-    /// Runs the network on all windows of `grid`, which covers `source` at the model's scale. `read` is called for
+    /// Runs the network on all windows of `source`, whose size at the model's scale is `scaled`. `read` is called for
     /// each batch and output; batches come row by row.
     pub(super) fn run(
         &mut self,
         source: &mut dyn ImageSource,
-        grid: &WindowGrid,
+        scaled: &Scaled,
         control: &Control<'_>,
         read: &mut ReadBatch<'_>,
     ) -> Result<()> {
         control.check()?;
+        let grid = self.grid(scaled)?;
         let total = grid.count();
         control.report(0, total as u64);
         let channels = self.model.metadata().unet.in_channels;
         let window_len = product(&[self.window, self.window, channels], "a window")?;
-        let mut cutter = Cutter::new(source, grid, channels)?;
+        let mut cutter = Cutter::new(source, &grid, scaled.scale, channels)?;
         let mut positions = grid.positions();
         let mut batch = Vec::new();
         let mut done = 0;

@@ -57,9 +57,6 @@ impl WindowGrid {
     /// # Errors
     /// [`Error::Image`] if a side is zero or too long; [`Error::Invalid`] for a window of zero pixels or an overlap outside [0, 1).
     pub fn new(height: usize, width: usize, window: usize, overlap: f64) -> Result<Self> {
-        if height == 0 || width == 0 {
-            return Err(Error::Image(format!("{width} x {height} pixels: there is nothing to look at")));
-        }
         crate::image::check_size(width, height)?;
         if window == 0 || window > 1 << 30 {
             return Err(Error::invalid("window", format!("{window} pixels")));
