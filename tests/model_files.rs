@@ -410,7 +410,11 @@ fn damaged_files_are_refused_with_path_and_remedy() {
         ("heads", metadata(r#"\"heads\":1"#, r#"\"heads\":2"#), "heads.1.layers.0.weight: is missing"),
         ("no heads", metadata(r#"\"heads\":1"#, r#"\"heads\":0"#), "holds 14 tensors of heads"),
         ("features", metadata(r#"\"blocks\":[0,1]"#, r#"\"blocks\":[0]"#), "feature channels"),
-        ("no metadata", metadata("mdm", "mdx"), "no metadata"),
+        (
+            "no metadata",
+            with_header(&header.replace("mdm", "other").replace(r#"\"unet\""#, r#"\"net\""#)),
+            "no metadata",
+        ),
     ] {
         std::fs::write(&path, bytes).unwrap();
         let error = message(Model::open(&path));
@@ -436,6 +440,29 @@ fn saving_where_it_cannot_be_says_why() {
     let error = model.save(folder.path(), save).unwrap_err();
     assert!(matches!(&error, Error::Io { action: "replace", .. }), "{error}");
     assert!(model.save(&missing, HEADS).is_err(), "there are no heads");
+}
+
+#[test]
+fn a_summary_counts_what_is_there() {
+    let folder = folder();
+    let path = folder.path().join("model.safetensors");
+    let model = fitted(&backbone(0), 2);
+    model.save(&path, Save { backbone: Some(StoredType::F16), heads: true }).unwrap();
+    let read = Model::open(&path).unwrap();
+    let summary = read.summary();
+    assert_eq!(summary.parameters, small().parameter_count());
+    assert_eq!(summary.backbone_bytes, 2 * summary.parameters);
+    assert_eq!(
+        summary.stored_types.into_iter().collect::<Vec<_>>(),
+        [(Precision::F16, small().parameters().len())]
+    );
+    assert_eq!(summary.backbone_fingerprint, Some(read.fingerprint().unwrap()));
+    assert_eq!((summary.heads, summary.hidden, summary.feature_channels), (2, Some((16, 8)), 128));
+    let values = (128 + 1) * 16 + 4 * 16 + (16 + 1) * 8 + 4 * 8 + (8 + 1) * 3;
+    assert_eq!(summary.head_parameters, 2 * values);
+    let json = serde_json::to_value(read.summary()).unwrap();
+    assert_eq!(json["stored_types"]["f16"], small().parameters().len());
+    assert_eq!(json["decoder_blocks"][1], serde_json::json!({"block": 1, "channels": 64, "downsampling": 1}));
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod parameters;
 mod safetensors_file;
 mod save;
 mod stored;
+mod summary;
 mod weights;
 
 pub use config::UnetConfig;
@@ -28,4 +29,5 @@ pub use metadata::{
 };
 pub use opened::Model;
 pub use save::{Save, StoredType};
+pub use summary::{DecoderBlock, Summary};
 pub use weights::{Layered, MapWeights, Precision, Tensor, WeightSource};
