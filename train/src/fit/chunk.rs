@@ -122,7 +122,11 @@ impl Chunk {
         hidden.normalise(norm);
         let (rows, classes) = (self.rows, self.shape.classes);
         let input = Matrix::new(&hidden.values, rows, self.shape.hidden[1]);
-        product(&mut self.logits, input, Matrix::new(layer.weight, classes, self.shape.hidden[1]).transposed());
+        product(
+            &mut self.logits,
+            input,
+            Matrix::new(layer.weight, classes, self.shape.hidden[1]).transposed(),
+        );
         self.loss = 0.0;
         self.bias[2].fill(0.0);
         for (row, &label) in self.logits.chunks_exact_mut(classes).zip(&self.labels) {
@@ -206,7 +210,8 @@ impl Hidden {
                 (&mut gradients[..channels], &values[..channels], &mut bias[..channels]);
             for channel in 0..channels {
                 let value = values[channel];
-                let through = (gradients[channel] - offset[channel] - value * slope[channel]) * inverse[channel];
+                let through =
+                    (gradients[channel] - offset[channel] - value * slope[channel]) * inverse[channel];
                 // The normalised value of an activation of zero, computed as `normalise` does.
                 let zero = (0.0 - mean[channel]) * inverse[channel];
                 gradients[channel] = if value > zero { through } else { 0.0 };

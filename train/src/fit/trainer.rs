@@ -13,7 +13,7 @@ use super::samples::Samples;
 /// Momentum of the running statistics.
 const MOMENTUM: f64 = 0.1;
 /// Added to variances before their root.
-const EPS: f64 = 1e-5;
+pub(crate) const EPS: f64 = 1e-5;
 
 /// A head, its optimiser, and buffers for batches of one size.
 pub(crate) struct Trainer {
@@ -162,8 +162,8 @@ impl Trainer {
                 let (weight, slope) = (self.parameters[row + channel], self.gradient[row + channel]);
                 self.gradient[scale.start + channel] += weight * slope;
                 self.gradient[shift.start + channel] += weight * bias;
-                self.gradient[row + channel] =
-                    slope * self.parameters[scale.start + channel] + bias * self.parameters[shift.start + channel];
+                self.gradient[row + channel] = slope * self.parameters[scale.start + channel]
+                    + bias * self.parameters[shift.start + channel];
             }
         }
         for channel in 0..channels {
@@ -190,5 +190,74 @@ impl Trainer {
             running_var: self.running_var[layer].clone(),
         };
         Head { linear: [linear(0, first), linear(1, second), linear(2, third)], norm: [norm(0), norm(1)] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::support::{Golden, weight};
+
+    fn pool(threads: usize) -> rayon::ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+    }
+
+    /// Relative error in the L2 norm.
+    fn error(got: &[f32], want: &[f32]) -> f64 {
+        assert_eq!(got.len(), want.len());
+        let square = |value: f64| value * value;
+        let wrong: f64 = got.iter().zip(want).map(|(a, b)| square(f64::from(a - b))).sum();
+        (wrong / want.iter().map(|&value| square(f64::from(value))).sum::<f64>()).sqrt()
+    }
+
+    #[test]
+    fn golden_steps() {
+        for golden in Golden::all("head_training") {
+            let number = |key: &str| golden.meta[key].as_u64().unwrap() as usize;
+            let (dim, batch, steps) = (number("dim"), number("batch"), number("steps"));
+            let salt = golden.meta["salt"].as_u64().unwrap();
+            let shape = Shape::new(dim, number("classes"));
+            let layout = Layout::new(&shape);
+            let mut parameters = vec![0.0; layout.len];
+            let mut set = |range: &Range<usize>, name: &str, dims: &[usize]| {
+                parameters[range.clone()].copy_from_slice(&weight(name, dims, salt));
+            };
+            for (layer, (inputs, outputs)) in shape.linear().into_iter().enumerate() {
+                set(&layout.weight[layer], &format!("layers.{}.weight", 3 * layer), &[outputs, inputs]);
+                set(&layout.bias[layer], &format!("layers.{}.bias", 3 * layer), &[outputs]);
+            }
+            for (layer, channels) in shape.hidden.into_iter().enumerate() {
+                set(&layout.scale[layer], &format!("layers.{}.weight", 3 * layer + 2), &[channels]);
+                set(&layout.shift[layer], &format!("layers.{}.bias", 3 * layer + 2), &[channels]);
+            }
+            let mut samples = Samples::new(dim).unwrap();
+            for (row, label) in golden.floats("x").chunks_exact(dim).zip(golden.integers("y")) {
+                samples.push(label as u8, false, |features| features.copy_from_slice(row));
+            }
+            let mut trainer = Trainer::new(shape, parameters, batch, vec![1.0; shape.classes]);
+            let losses: Vec<f32> = (0..steps)
+                .map(|step| {
+                    let row = |row: usize| ((step * batch + row) % samples.len()) as u32;
+                    let picked: Vec<u32> = (0..batch).map(row).collect();
+                    pool(1).install(|| trainer.step(&samples, &picked, 1e-3)) as f32
+                })
+                .collect();
+            assert!(error(&losses, &golden.floats("losses")) < 1e-6, "{losses:?}");
+            let head = trainer.head();
+            let check = |name: String, got: &[f32]| {
+                let error = error(got, &golden.floats(&format!("final.layers.{name}")));
+                assert!(error < 1e-5, "{name}: relative error {error:.1e}");
+            };
+            for (layer, linear) in head.linear.iter().enumerate() {
+                check(format!("{}.weight", 3 * layer), &linear.weight);
+                check(format!("{}.bias", 3 * layer), &linear.bias);
+            }
+            for (layer, norm) in head.norm.iter().enumerate() {
+                check(format!("{}.weight", 3 * layer + 2), &norm.weight);
+                check(format!("{}.bias", 3 * layer + 2), &norm.bias);
+                check(format!("{}.running_mean", 3 * layer + 2), &norm.running_mean);
+                check(format!("{}.running_var", 3 * layer + 2), &norm.running_var);
+            }
+        }
     }
 }
