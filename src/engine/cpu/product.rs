@@ -77,13 +77,31 @@ unsafe fn tile<S: Simd>(p: &Product<'_>, right: *const f32, row: usize, rows: us
         ($($n:literal)*) => {
             match rows {
                 // The guard is constant, so tiles larger than the registers are not even compiled.
-                $($n if $n <= S::ROWS => unsafe { fixed_tile::<S, $n>(p, right, row, column) },)*
+                $($n if $n <= S::ROWS => unsafe { S::outlined(Tile::<$n> { p, right, row, column }) },)*
                 _ => {}
             }
         };
     }
     // SAFETY: promised by the caller.
     dispatch!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+}
+
+/// `R` rows and one panel of the result, held in registers.
+struct Tile<'a, const R: usize> {
+    p: &'a Product<'a>,
+    right: *const f32,
+    row: usize,
+    column: usize,
+}
+
+impl<const R: usize> Kernel for Tile<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the tile lies inside the product.
+        unsafe { fixed_tile::<S, R>(self.p, self.right, self.row, self.column) }
+    }
 }
 
 /// # Safety
@@ -106,7 +124,8 @@ unsafe fn fixed_tile<S: Simd, const R: usize>(p: &Product<'_>, right: *const f32
         let out = p.out.add(row * p.out_stride + column);
         if column + panel::<S>() <= p.columns {
             for v in 0..PANEL_VECTORS {
-                let bias = if p.bias.is_null() { S::splat(0.0) } else { S::load(p.bias.add(column + v * S::LANES)) };
+                let bias =
+                    if p.bias.is_null() { S::splat(0.0) } else { S::load(p.bias.add(column + v * S::LANES)) };
                 for (r, sum) in sums.iter().enumerate() {
                     let to = out.add(r * p.out_stride + v * S::LANES);
                     let value = S::add(sum[v], bias);
