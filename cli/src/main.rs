@@ -1,2 +1,10 @@
 //! The `mdm` command.
+
+mod demo;
+mod error;
+mod files;
+mod images;
+mod output;
+mod progress;
+
 fn main() {}

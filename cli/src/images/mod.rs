@@ -1,0 +1,13 @@
+//! Image and label files.
+
+mod labels;
+mod overlay;
+mod read;
+mod resolution;
+mod tiff;
+mod write;
+
+pub(crate) use labels::{UNLABELLED, label_size, read_labels};
+pub(crate) use overlay::write_overlay;
+pub(crate) use read::{Image, Pixels, is_image_name, read_image};
+pub(crate) use write::{write_labels, write_planes, write_rgb};

@@ -1,0 +1,57 @@
+//! Reads TIFF files straight into place, floating-point greys included.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use tiff::ColorType;
+use tiff::decoder::{Decoder, Limits};
+use tiff::tags::{PlanarConfiguration, SampleFormat, Tag};
+
+use super::read::{Image, Kind, allocate};
+use super::resolution;
+use crate::error::{CliError, Result, failed};
+
+/// Reads the first page, or nothing where the pixels need a conversion.
+pub(super) fn read(path: &Path) -> Result<Option<Image>> {
+    let unreadable = |error: tiff::TiffError| unreadable(path, &error);
+    let file = File::open(path).map_err(|error| failed(path, format!("cannot be opened: {error}")))?;
+    let mut limits = Limits::unlimited();
+    limits.ifd_value_size = 64 << 20;
+    let mut decoder = Decoder::new(BufReader::new(file)).map_err(unreadable)?.with_limits(limits);
+    let size = decoder.dimensions().map_err(unreadable)?;
+    let color = decoder.colortype().map_err(unreadable)?;
+    let formats = decoder.find_tag_unsigned_vec::<u16>(Tag::SampleFormat).map_err(unreadable)?;
+    let float = formats.iter().flatten().any(|format| *format == SampleFormat::IEEEFP.to_u16());
+    let signed = formats.iter().flatten().any(|format| *format == SampleFormat::Int.to_u16());
+    let planar = decoder
+        .find_tag_unsigned::<u16>(Tag::PlanarConfiguration)
+        .map_err(unreadable)?
+        .is_some_and(|value| value == PlanarConfiguration::Planar.to_u16());
+    let (channels, bits) = match color {
+        ColorType::Gray(bits) => (1, bits),
+        ColorType::GrayA(bits) => (2, bits),
+        ColorType::RGB(bits) => (3, bits),
+        ColorType::RGBA(bits) => (4, bits),
+        _ => return Ok(None),
+    };
+    let kind = match (bits, float) {
+        (8, false) => Kind::U8,
+        (16, false) => Kind::U16,
+        (32, true) => Kind::F32,
+        _ => return Ok(None),
+    };
+    if signed || (planar && channels > 1) {
+        return Ok(None);
+    }
+    let microns_per_pixel = resolution::of_tiff(&mut decoder);
+    let more_pages = decoder.more_images();
+    let mut pixels = allocate(path, size, channels, kind)?;
+    decoder.read_image_bytes(pixels.bytes_mut()).map_err(unreadable)?;
+    let (width, height) = (size.0 as usize, size.1 as usize);
+    Ok(Some(Image { width, height, channels, pixels, microns_per_pixel, more_pages }))
+}
+
+fn unreadable(path: &Path, error: &tiff::TiffError) -> CliError {
+    failed(path, format!("cannot be read as a TIFF image, it may be damaged or cut short: {error}"))
+}
