@@ -1,0 +1,4 @@
+//! One subcommand a file.
+
+pub(crate) mod devices;
+pub(crate) mod eval;
