@@ -1,1 +1,76 @@
 //! Places tensors in the arena by liveness.
+
+use std::ops::Range;
+
+use super::{Op, TensorId, TensorInfo};
+use crate::{Error, Result};
+
+/// Tensors start at multiples of this many f32, one cache line.
+const ALIGNMENT: usize = 16;
+
+/// Gives every tensor a range of the arena such that tensors alive at the same time do not overlap. Returns the
+/// arena's length. Larger tensors are placed first, each at the lowest offset that is free throughout its life.
+///
+/// `given` are alive from the start, `kept` to the end.
+pub(super) fn place(
+    tensors: &mut [TensorInfo],
+    ops: &[Op],
+    batch: usize,
+    given: &[TensorId],
+    kept: &[TensorId],
+) -> Result<usize> {
+    let too_large = || Error::OutOfMemory("the network's activations exceed the address space; use smaller windows".into());
+    let lives = lifetimes(tensors.len(), ops, given, kept);
+    let mut lengths = Vec::with_capacity(tensors.len());
+    for tensor in tensors.iter() {
+        let length = [tensor.height, tensor.width, tensor.channels, batch]
+            .iter()
+            .try_fold(1usize, |product, &factor| product.checked_mul(factor))
+            .filter(|&length| length <= isize::MAX as usize / 64)
+            .ok_or_else(too_large)?;
+        lengths.push(length);
+    }
+    let mut order: Vec<TensorId> = (0..tensors.len()).collect();
+    order.sort_by_key(|&id| (std::cmp::Reverse(lengths[id]), id));
+
+    let mut placed: Vec<TensorId> = Vec::with_capacity(order.len());
+    let mut arena = 0;
+    for id in order {
+        let mut taken: Vec<Range<usize>> = placed
+            .iter()
+            .filter(|&&other| lives[other].start < lives[id].end && lives[id].start < lives[other].end)
+            .map(|&other| tensors[other].range.clone())
+            .collect();
+        taken.sort_by_key(|range| range.start);
+        let padded = lengths[id].next_multiple_of(ALIGNMENT);
+        let mut start = 0;
+        for range in taken {
+            if start + padded <= range.start {
+                break;
+            }
+            start = start.max(range.end.next_multiple_of(ALIGNMENT));
+        }
+        tensors[id].range = start..start + lengths[id];
+        arena = arena.max(start.checked_add(padded).ok_or_else(too_large)?);
+        placed.push(id);
+    }
+    Ok(arena)
+}
+
+/// For each tensor the steps during which it holds a value: step i + 1 is the execution of operation i.
+fn lifetimes(count: usize, ops: &[Op], given: &[TensorId], kept: &[TensorId]) -> Vec<Range<usize>> {
+    let mut lives = vec![0..0; count];
+    for &id in given {
+        lives[id] = 0..1;
+    }
+    for (index, op) in ops.iter().enumerate() {
+        lives[op.output()] = index + 1..index + 2;
+        for id in op.inputs() {
+            lives[id].end = index + 2;
+        }
+    }
+    for &id in kept {
+        lives[id].end = ops.len() + 2;
+    }
+    lives
+}

@@ -1,0 +1,76 @@
+//! Memory for arenas, packed weights and scratch.
+
+#![allow(unsafe_code)]
+
+use memmap2::MmapMut;
+
+use crate::{Error, Result};
+
+/// f32 values straight from the operating system: aligned to pages, zero at first, in huge pages where there are any
+/// (the kernels walk many megabytes with large strides, which small pages make them pay for).
+pub(crate) struct Buffer {
+    map: MmapMut,
+    len: usize,
+}
+
+impl Buffer {
+    pub(crate) fn zeroed(len: usize) -> Result<Self> {
+        let failed = || Error::OutOfMemory(format!("{} MiB are not to be had; use smaller windows or batches", len >> 18));
+        let bytes = len.max(1).checked_mul(size_of::<f32>()).ok_or_else(failed)?;
+        let map = MmapMut::map_anon(bytes).map_err(|_| failed())?;
+        #[cfg(target_os = "linux")]
+        if bytes >= 1 << 21 {
+            // A hint: without huge pages everything works, slower.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Self { map, len })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn slice(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.map)[..self.len]
+    }
+
+    pub(crate) fn slice_mut(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.map)[..self.len]
+    }
+
+    /// Makes room for `len` values; the content is lost where it has to grow.
+    pub(crate) fn reserve(&mut self, len: usize) -> Result<()> {
+        if self.len < len {
+            *self = Self::zeroed(len)?;
+        }
+        Ok(())
+    }
+}
+
+/// A pointer that tasks of one operation share, each writing its own part.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedMut(*mut f32);
+
+// SAFETY: whoever dereferences it promises that no two threads touch the same values.
+unsafe impl Send for SharedMut {}
+// SAFETY: as above.
+unsafe impl Sync for SharedMut {}
+
+impl SharedMut {
+    pub(crate) fn new(slice: &mut [f32]) -> Self {
+        Self(slice.as_mut_ptr())
+    }
+
+    pub(crate) fn get(self) -> *mut f32 {
+        self.0
+    }
+
+    /// The pointer `offset` values further.
+    ///
+    /// # Safety
+    /// Stays inside the slice it was made from.
+    pub(crate) unsafe fn add(self, offset: usize) -> Self {
+        // SAFETY: promised by the caller.
+        Self(unsafe { self.0.add(offset) })
+    }
+}

@@ -1,0 +1,168 @@
+//! One vector interface over the instruction sets, chosen at run time.
+//!
+//! Kernels are generic over [`Simd`] and run through [`InstructionSet::run`], which compiles them once for each
+//! instruction set. Everything below a [`Kernel`] must be `#[inline(always)]` to be compiled for the right one.
+
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// Vectors of f32.
+///
+/// # Safety
+/// All methods require the instruction set they are implemented for; pointers must be valid for [`LANES`](Self::LANES)
+/// values, of any alignment.
+#[allow(clippy::missing_safety_doc, reason = "stated for the trait")]
+pub(crate) trait Simd: Copy + 'static {
+    /// Values in a vector.
+    const LANES: usize;
+    /// Rows of a matrix product's register tile, which is [`PANEL_VECTORS`] vectors wide.
+    const ROWS: usize;
+    type V: Copy;
+
+    unsafe fn splat(value: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    unsafe fn store(to: *mut f32, value: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the hardware can.
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// Accurate to the last bit or two.
+    unsafe fn reciprocal(a: Self::V) -> Self::V;
+    /// The nearest integer.
+    unsafe fn round(a: Self::V) -> Self::V;
+    /// `a * 2^n` for integral n in -126..=127.
+    unsafe fn scale_by_power_of_two(a: Self::V, n: Self::V) -> Self::V;
+    /// Sum of all values, in a fixed order.
+    unsafe fn sum(a: Self::V) -> f32;
+
+    /// `e^x` within 2 ulp for x in [-87, 88]; clamped outside.
+    #[inline(always)]
+    unsafe fn exp(x: Self::V) -> Self::V {
+        // SAFETY: as the trait says.
+        unsafe {
+            let x = Self::min(Self::max(x, Self::splat(-87.0)), Self::splat(88.0));
+            let n = Self::round(Self::mul(x, Self::splat(std::f32::consts::LOG2_E)));
+            // ln 2 in two parts, so that the reduced argument keeps its bits.
+            let r = Self::mul_add(n, Self::splat(-0.693_359_4), x);
+            let r = Self::mul_add(n, Self::splat(2.121_944_4e-4), r);
+            let mut p = Self::splat(1.987_569_1e-4);
+            for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+                p = Self::mul_add(p, r, Self::splat(c));
+            }
+            let e = Self::add(Self::mul_add(p, Self::mul(r, r), r), Self::splat(1.0));
+            Self::scale_by_power_of_two(e, n)
+        }
+    }
+
+    /// `x / (1 + e^-x)`.
+    #[inline(always)]
+    unsafe fn silu(x: Self::V) -> Self::V {
+        // SAFETY: as the trait says.
+        unsafe {
+            let e = Self::exp(Self::sub(Self::splat(0.0), x));
+            Self::mul(x, Self::reciprocal(Self::add(e, Self::splat(1.0))))
+        }
+    }
+}
+
+/// Vectors in a row of a packed panel.
+pub(crate) const PANEL_VECTORS: usize = 2;
+
+/// Columns of a packed panel.
+pub(crate) const fn panel<S: Simd>() -> usize {
+    PANEL_VECTORS * S::LANES
+}
+
+/// A computation that is compiled for every instruction set.
+pub(crate) trait Kernel {
+    type Output;
+    /// # Safety
+    /// The instruction set of `S` is there, and whatever the kernel's own fields promise.
+    unsafe fn run<S: Simd>(self) -> Self::Output;
+}
+
+/// The instruction sets this build knows for this architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InstructionSet {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl InstructionSet {
+    /// All that this machine can run, best first.
+    pub(crate) fn available() -> Vec<Self> {
+        let mut sets = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+                sets.push(Self::Avx512);
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                sets.push(Self::Avx2);
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            sets.push(Self::Neon);
+        }
+        sets.push(Self::Portable);
+        sets
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2+fma",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
+        }
+    }
+
+    /// Columns of a packed panel.
+    pub(crate) fn panel(self) -> usize {
+        match self {
+            Self::Portable => panel::<portable::Portable>(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => panel::<x86::Avx2>(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => panel::<x86::Avx512>(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => panel::<neon::Neon>(),
+        }
+    }
+
+    /// Runs `kernel` compiled for this instruction set.
+    ///
+    /// # Safety
+    /// `self` is one of [`available`](Self::available), and the kernel's fields keep their promises.
+    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                Self::Portable => kernel.run::<portable::Portable>(),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 => x86::avx2(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 => x86::avx512(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Self::Neon => neon::neon(kernel),
+            }
+        }
+    }
+}
