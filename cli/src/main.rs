@@ -6,6 +6,7 @@ mod demo;
 mod error;
 mod files;
 mod images;
+mod operations;
 mod output;
 mod progress;
 
@@ -39,11 +40,14 @@ enum Command {
     Eval(commands::eval::Arguments),
     /// List what this machine can compute on
     Devices(commands::devices::Arguments),
+    /// Measure how fast this machine is
+    Bench(commands::bench::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Eval(arguments) => commands::eval::run(&arguments),
+        Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Devices(arguments) => commands::devices::run(&arguments),
     };
     match outcome {

@@ -1,4 +1,5 @@
 //! One subcommand a file.
 
+pub(crate) mod bench;
 pub(crate) mod devices;
 pub(crate) mod eval;
