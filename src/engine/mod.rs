@@ -1,6 +1,6 @@
 //! Machines that execute a [`Plan`].
 
-pub mod cpu;
+mod cpu;
 
 use std::sync::Arc;
 
@@ -121,6 +121,12 @@ impl Device {
     /// The host's processor with a thread pool of the library's own; one thread a core where `threads` is `None`.
     pub fn cpu(threads: Option<usize>) -> Result<Self> {
         Ok(Self(Arc::new(cpu::CpuEngine::new(threads)?)))
+    }
+
+    /// The host's processor once for each instruction set that it and this library know, best first; for tests and
+    /// comparisons.
+    pub fn cpu_instruction_sets(threads: Option<usize>) -> Result<Vec<Self>> {
+        Ok(cpu::CpuEngine::all(threads)?.into_iter().map(|engine| Self(Arc::new(engine))).collect())
     }
 
     /// A device by the words of the command line: `auto` or `cpu`.

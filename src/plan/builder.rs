@@ -36,7 +36,10 @@ impl PlanOptions {
         let deepest = config.deepest_downsampling();
         for (what, size) in [("window height", self.height), ("window width", self.width)] {
             if size == 0 || !size.is_multiple_of(deepest) || size > 1 << 15 {
-                return Err(Error::invalid(what, format!("{size} is not a multiple of {deepest} up to 32768")));
+                return Err(Error::invalid(
+                    what,
+                    format!("{size} is not a multiple of {deepest} up to 32768"),
+                ));
             }
         }
         if self.batch == 0 || self.batch > 1 << 12 {
@@ -51,7 +54,10 @@ impl PlanOptions {
         if let Some(block) = self.blocks.iter().find(|&&block| block >= config.decoder_blocks()) {
             return Err(Error::invalid(
                 "blocks",
-                format!("there is no decoder block {block}; this network has 0..={}", config.decoder_blocks() - 1),
+                format!(
+                    "there is no decoder block {block}; this network has 0..={}",
+                    config.decoder_blocks() - 1
+                ),
             ));
         }
         if self.blocks.is_empty() && (!self.image || self.head.is_some()) {
@@ -60,7 +66,10 @@ impl PlanOptions {
         if let Some(head) = &self.head {
             let sizes = [head.heads, head.hidden.0, head.hidden.1, head.classes];
             if sizes.iter().any(|&size| size == 0 || size > 1 << 16) || self.image {
-                return Err(Error::invalid("head", "sizes must be 1 to 65536, and no image is restored beside it"));
+                return Err(Error::invalid(
+                    "head",
+                    "sizes must be 1 to 65536, and no image is restored beside it",
+                ));
             }
         }
         Ok(())
@@ -78,7 +87,8 @@ pub(super) fn build(config: &UnetConfig, options: PlanOptions) -> Result<Plan> {
         ops: Vec::new(),
         moments: HashMap::new(),
     };
-    let (mut images, mut timesteps, mut outputs, mut restored) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut images, mut timesteps, mut outputs, mut restored) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.timestep_slots {
         let image = builder.tensor(options.height, options.width, config.in_channels);
         let timestep = builder.vector(1);
@@ -128,7 +138,12 @@ impl Builder<'_> {
     }
 
     /// The decoder blocks that are wanted, and the restored image if it is.
-    fn unet(&mut self, image: TensorId, timestep: TensorId, options: &PlanOptions) -> (Vec<TensorId>, Option<TensorId>) {
+    fn unet(
+        &mut self,
+        image: TensorId,
+        timestep: TensorId,
+        options: &PlanOptions,
+    ) -> (Vec<TensorId>, Option<TensorId>) {
         let config = self.config;
         let embedding = self.time_embedding(timestep);
         let levels = config.channel_mult.len();
@@ -205,7 +220,10 @@ impl Builder<'_> {
         let angles = self.vector(width);
         self.ops.push(Op::Sinusoid { timesteps, output: angles });
         let hidden = self.linear(angles, false, "time_embed.0", 4 * width, None);
-        let labels = self.config.num_classes.map(|classes| self.param("label_emb.weight".into(), &[classes, 4 * width]));
+        let labels = self
+            .config
+            .num_classes
+            .map(|classes| self.param("label_emb.weight".into(), &[classes, 4 * width]));
         self.linear(hidden, true, "time_embed.2", 4 * width, labels)
     }
 
@@ -225,7 +243,13 @@ impl Builder<'_> {
     }
 
     /// The concatenation of `parts` after group norm `name`.
-    fn normalised(&mut self, parts: &[TensorId], name: &str, scale_shift: Option<TensorId>, silu: bool) -> Source {
+    fn normalised(
+        &mut self,
+        parts: &[TensorId],
+        name: &str,
+        scale_shift: Option<TensorId>,
+        silu: bool,
+    ) -> Source {
         let channels: usize = parts.iter().map(|&part| self.tensors[part].channels).sum();
         let moments = parts.iter().map(|&part| self.moments_of(part)).collect();
         let weight = self.param(format!("{name}.weight"), &[channels]);
@@ -295,7 +319,8 @@ impl Builder<'_> {
         let time_channels = if scale_shift { 2 * channels } else { channels };
         let time = self.linear(embedding, true, &format!("{prefix}.emb_layers.1"), time_channels, None);
 
-        let source = Source { resample, ..self.normalised(parts, &format!("{prefix}.in_layers.0"), None, true) };
+        let source =
+            Source { resample, ..self.normalised(parts, &format!("{prefix}.in_layers.0"), None, true) };
         let sample_bias = (!scale_shift).then_some(time);
         let hidden = self.conv(source, &format!("{prefix}.in_layers.2"), channels, 3, 1, sample_bias, None);
 
@@ -323,19 +348,24 @@ impl Builder<'_> {
     /// The ensemble's answer from the blocks of all slots, slots outermost.
     fn head(&mut self, blocks: &[TensorId], shape: HeadShape, options: &PlanOptions) -> TensorId {
         let hidden = shape.heads * shape.hidden.0;
-        let mut partial_sums = Vec::new();
+        let mut partial_sums: Vec<TensorId> = Vec::new();
         for i in 0..options.blocks.len() {
             let parts: Vec<TensorId> = blocks.iter().skip(i).step_by(options.blocks.len()).copied().collect();
             let TensorInfo { height, width, .. } = self.tensors[parts[0]];
             let channels: usize = parts.iter().map(|&part| self.tensors[part].channels).sum();
             let weight = self.param(format!("head.first.{i}.weight"), &[hidden, channels]);
             let output = self.tensor(height, width, hidden);
+            // Blocks of one resolution are added here, so that their sum is upsampled once.
+            let before = partial_sums.pop_if(|last| {
+                let last = &self.tensors[*last];
+                (last.height, last.width) == (height, width)
+            });
             self.ops.push(Op::Conv(Conv {
                 source: plain(&parts),
                 weight,
                 bias: None,
                 sample_bias: None,
-                residual: None,
+                residual: before.map(|before| plain(&[before])),
                 kernel: 1,
                 stride: 1,
                 output,

@@ -19,7 +19,9 @@ pub(super) fn place(
     given: &[TensorId],
     kept: &[TensorId],
 ) -> Result<usize> {
-    let too_large = || Error::OutOfMemory("the network's activations exceed the address space; use smaller windows".into());
+    let too_large = || {
+        Error::OutOfMemory("the network's activations exceed the address space; use smaller windows".into())
+    };
     let lives = lifetimes(tensors.len(), ops, given, kept);
     let mut lengths = Vec::with_capacity(tensors.len());
     for tensor in tensors.iter() {

@@ -6,6 +6,7 @@
 //! operations either: a [`Source`] names several tensors and how they are read.
 
 mod builder;
+mod check;
 mod memory;
 
 pub use builder::PlanOptions;

@@ -15,7 +15,9 @@ pub(crate) struct Buffer {
 
 impl Buffer {
     pub(crate) fn zeroed(len: usize) -> Result<Self> {
-        let failed = || Error::OutOfMemory(format!("{} MiB are not to be had; use smaller windows or batches", len >> 18));
+        let failed = || {
+            Error::OutOfMemory(format!("{} MiB are not to be had; use smaller windows or batches", len >> 18))
+        };
         let bytes = len.max(1).checked_mul(size_of::<f32>()).ok_or_else(failed)?;
         let map = MmapMut::map_anon(bytes).map_err(|_| failed())?;
         #[cfg(target_os = "linux")]
@@ -36,14 +38,6 @@ impl Buffer {
 
     pub(crate) fn slice_mut(&mut self) -> &mut [f32] {
         &mut bytemuck::cast_slice_mut(&mut self.map)[..self.len]
-    }
-
-    /// Makes room for `len` values; the content is lost where it has to grow.
-    pub(crate) fn reserve(&mut self, len: usize) -> Result<()> {
-        if self.len < len {
-            *self = Self::zeroed(len)?;
-        }
-        Ok(())
     }
 }
 

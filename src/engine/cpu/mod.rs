@@ -1,29 +1,70 @@
-//! The native engine: f32 on all cores.
+//! The native engine: f32 on all cores, with a thread pool of its own.
+//!
+//! Results are the same bits whatever the number of threads: threads divide outputs, never sums.
 
-pub(crate) mod buffer;
-pub(crate) mod product;
-pub(crate) mod simd;
+mod attention;
+mod buffer;
+mod conv;
+mod head;
+mod network;
+mod norm;
+mod pack;
+mod product;
+mod reader;
+mod simd;
+mod step;
+mod upsample;
+mod vector;
+mod winograd;
+
+use std::sync::{Arc, PoisonError};
+
+pub(crate) use pack::PackedWeights;
+use simd::InstructionSet;
 
 use super::{DeviceInfo, DeviceKind, Engine, Network, WeightCache};
 use crate::model::WeightSource;
 use crate::plan::Plan;
 use crate::{Error, Result};
 
-/// Packed parameters.
-#[derive(Default)]
-pub(crate) struct PackedWeights {}
-
 /// The host's processor.
 pub(crate) struct CpuEngine {
     info: DeviceInfo,
+    set: InstructionSet,
+    pool: Arc<rayon::ThreadPool>,
 }
 
 impl CpuEngine {
+    /// With one thread a core where `threads` is `None`.
     pub(crate) fn new(threads: Option<usize>) -> Result<Self> {
-        let threads = threads.unwrap_or(1);
-        let info =
-            DeviceInfo { name: String::new(), kind: DeviceKind::Cpu, threads, instruction_set: "portable" };
-        Ok(Self { info })
+        Self::with_instruction_set(threads, InstructionSet::available()[0])
+    }
+
+    /// All engines that this machine can run, one for each instruction set, best first.
+    pub(crate) fn all(threads: Option<usize>) -> Result<Vec<Self>> {
+        InstructionSet::available().into_iter().map(|set| Self::with_instruction_set(threads, set)).collect()
+    }
+
+    fn with_instruction_set(threads: Option<usize>, set: InstructionSet) -> Result<Self> {
+        let threads = match threads {
+            Some(0) => return Err(Error::invalid("threads", "at least one is needed")),
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("mdm-{index}"))
+            .build()
+            .map_err(|error| {
+                Error::Device(format!("cannot start {threads} threads: {error}; ask for fewer"))
+            })?;
+        let info = DeviceInfo {
+            name: format!("CPU ({}, {threads} threads)", std::env::consts::ARCH),
+            kind: DeviceKind::Cpu,
+            threads,
+            instruction_set: set.name(),
+        };
+        Ok(Self { info, set, pool: Arc::new(pool) })
     }
 }
 
@@ -32,36 +73,18 @@ impl Engine for CpuEngine {
         &self.info
     }
 
-    fn prepare(&self, _: Plan, _: &dyn WeightSource, _: &WeightCache) -> Result<Box<dyn Network>> {
-        Err(Error::Device("the engine is missing".to_owned()))
-    }
-}
-
-#[cfg(test)]
-mod scratch_bench {
-    #![allow(unsafe_code)]
-    use super::product::*;
-    use super::simd::*;
-    #[test]
-    fn bench() {
-        for set in InstructionSet::available() {
-            for (m, k, n) in [(64, 192, 192), (64, 384, 384), (64,32,32),(4,192,192), (6,192,192),(8, 192, 192),(11, 192, 192),(12, 192, 192),(13, 192, 192),(14, 192, 192), (28,192,192),(8, 6912, 768), (16,6912,768)] {
-                let a = vec![1f32; m * k];
-                let b = vec![1f32; k * n];
-                let mut c = vec![0f32; m * n];
-                let reps = 40_000_000 / (m * k * n) + 1;
-                let mut best = 1e9f64;
-                for _ in 0..100 {
-                    let t = std::time::Instant::now();
-                    for _ in 0..reps {
-                        let seg = [Segment { start: a.as_ptr(), row_stride: k, len: k }];
-                        unsafe { set.run(Product { segments: &seg, rows: m, right: b.as_ptr(), columns: n, bias: std::ptr::null(), accumulate: false, out: c.as_mut_ptr(), out_stride: n }) };
-                    }
-                    best = best.min(t.elapsed().as_secs_f64());
-                }
-                let s = best;
-                println!("{} {m}x{k}x{n}: {:.1} GFLOP/s {}", set.name(), 2.0 * (m * k * n * reps) as f64 / s / 1e9, c[m*n-1]);
-            }
-        }
+    fn prepare(
+        &self,
+        plan: Plan,
+        weights: &dyn WeightSource,
+        cache: &WeightCache,
+    ) -> Result<Box<dyn Network>> {
+        // A poisoned lock means that packing panicked; what was packed before is whole.
+        let mut guard = cache.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let packed = &mut *guard;
+        let pool = self.pool.clone();
+        let network =
+            self.pool.install(|| network::CpuNetwork::new(plan, weights, packed, self.set, pool))?;
+        Ok(Box::new(network))
     }
 }

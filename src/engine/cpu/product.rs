@@ -106,7 +106,8 @@ unsafe fn fixed_tile<S: Simd, const R: usize>(p: &Product<'_>, right: *const f32
         let out = p.out.add(row * p.out_stride + column);
         if column + panel::<S>() <= p.columns {
             for v in 0..PANEL_VECTORS {
-                let bias = if p.bias.is_null() { S::splat(0.0) } else { S::load(p.bias.add(column + v * S::LANES)) };
+                let bias =
+                    if p.bias.is_null() { S::splat(0.0) } else { S::load(p.bias.add(column + v * S::LANES)) };
                 for (r, sum) in sums.iter().enumerate() {
                     let to = out.add(r * p.out_stride + v * S::LANES);
                     let value = S::add(sum[v], bias);
