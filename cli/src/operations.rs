@@ -67,3 +67,27 @@ fn manner(source: &Source, stride: usize) -> &'static str {
         (Resample::None, _) => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mdm::model::UnetConfig;
+    use mdm::plan::PlanOptions;
+
+    use super::*;
+
+    #[test]
+    fn the_papers_features_take_342_billion_multiplications() {
+        let options = PlanOptions {
+            batch: 1,
+            height: 256,
+            width: 256,
+            timestep_slots: 1,
+            blocks: (8..=12).collect(),
+            image: false,
+            head: None,
+        };
+        let plan = Plan::new(&UnetConfig::mdm_paper(), options).unwrap();
+        let gflop: f64 = operations(&plan).iter().filter_map(|operation| operation.gflop).sum();
+        assert!((gflop / 2.0 - 341.9).abs() < 0.1, "{} GMAC", gflop / 2.0);
+    }
+}

@@ -24,6 +24,9 @@ Examples:
   mdm bench --width 32 --window 128 --batch 4 --threads 1
   mdm bench --width 192 --window 256 --device cpu --json";
 
+/// Kinds of operations that are listed by themselves.
+const LONGEST_TABLE: usize = 20;
+
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -245,7 +248,7 @@ fn in_words(report: &Report, every: bool) -> String {
     lines.join("\n")
 }
 
-/// Adds up operations of the same kind and shape, the slowest first.
+/// Adds up operations of the same kind and shape, the slowest first, and what is beyond a readable table.
 fn by_kind(operations: &[OperationReport]) -> Vec<OperationReport> {
     let mut grouped: Vec<OperationReport> = Vec::new();
     for operation in operations {
@@ -260,6 +263,16 @@ fn by_kind(operations: &[OperationReport]) -> Vec<OperationReport> {
         }
     }
     grouped.sort_by(|a, b| b.ms.total_cmp(&a.ms));
+    let rest = grouped.split_off(LONGEST_TABLE.min(grouped.len()));
+    if !rest.is_empty() {
+        grouped.push(OperationReport {
+            kind: "everything else".to_owned(),
+            shape: String::new(),
+            count: rest.iter().map(|group| group.count).sum(),
+            ms: rest.iter().map(|group| group.ms).sum(),
+            gflop: Some(rest.iter().filter_map(|group| group.gflop).sum()),
+        });
+    }
     grouped
 }
 

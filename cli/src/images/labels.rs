@@ -43,12 +43,6 @@ fn is_png(path: &Path) -> bool {
         && start == *b"\x89PNG\r\n\x1a\n"
 }
 
-/// Width and height that a label file's header states.
-pub(crate) fn label_size(path: &Path) -> Result<(usize, usize)> {
-    let reader = decoder(path)?;
-    Ok((reader.info().width as usize, reader.info().height as usize))
-}
-
 /// Reads class indices: the palette's of an indexed PNG, the grey values of others.
 pub(crate) fn read_labels(path: &Path) -> Result<Labels> {
     let mut reader = decoder(path)?;

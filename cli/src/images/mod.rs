@@ -5,9 +5,11 @@ mod overlay;
 mod read;
 mod resolution;
 mod tiff;
+#[cfg(test)]
+mod tests;
 mod write;
 
-pub(crate) use labels::{UNLABELLED, label_size, read_labels};
+pub(crate) use labels::{UNLABELLED, read_labels};
 pub(crate) use overlay::write_overlay;
-pub(crate) use read::{Image, Pixels, is_image_name, read_image};
+pub(crate) use read::{Image, Pixels, image_size, is_image_name, read_image};
 pub(crate) use write::{write_labels, write_planes, write_rgb};

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use mdm::image::{ImageView, PixelFormat};
+
 use super::{resolution, tiff};
 use crate::error::{CliError, Result, failed};
 
@@ -20,6 +22,9 @@ const ALWAYS_PLAUSIBLE: u64 = 64 << 20;
 
 /// Most that any of the formats' compressions can shrink: deflate reaches 1032, LZW 1365, JPEG about 1000.
 const BEST_COMPRESSION: u64 = 4096;
+
+/// Most that a decoder may take for itself.
+const MOST_MEMORY: u64 = 16 << 30;
 
 /// An image in memory, interleaved, rows without gaps.
 #[derive(Debug)]
@@ -74,6 +79,27 @@ impl Pixels {
             Pixels::U16(values) => keep(values, channels, kept),
             Pixels::F32(values) => keep(values, channels, kept),
         }
+    }
+}
+
+impl Image {
+    /// What the library is given.
+    pub(crate) fn view(&self) -> mdm::Result<ImageView<'_>> {
+        let format = match (&self.pixels, self.channels) {
+            (Pixels::U8(_), 1) => PixelFormat::Grey8,
+            (Pixels::U8(_), 4) => PixelFormat::Rgba8,
+            (Pixels::U8(_), _) => PixelFormat::Rgb8,
+            (Pixels::U16(_), 1) => PixelFormat::Grey16,
+            (Pixels::U16(_), 4) => PixelFormat::Rgba16,
+            (Pixels::U16(_), _) => PixelFormat::Rgb16,
+            (Pixels::F32(_), 1) => PixelFormat::GreyF32,
+            (Pixels::F32(_), _) => PixelFormat::RgbF32,
+        };
+        let view = ImageView::new(self.pixels.bytes(), self.width, self.height, format)?;
+        Ok(match self.microns_per_pixel {
+            Some(microns) => view.with_microns_per_pixel(microns),
+            None => view,
+        })
     }
 }
 
@@ -142,6 +168,8 @@ fn open(path: &Path) -> Result<ImageReader<BufReader<File>>> {
     let mut limits = Limits::no_limits();
     limits.max_image_width = Some(LONGEST_SIDE);
     limits.max_image_height = Some(LONGEST_SIDE);
+    let stored = std::fs::metadata(path).map_err(cannot)?.len();
+    limits.max_alloc = Some(stored.saturating_mul(BEST_COMPRESSION).min(MOST_MEMORY) + ALWAYS_PLAUSIBLE);
     reader.limits(limits);
     Ok(reader)
 }

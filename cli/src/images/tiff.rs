@@ -12,13 +12,17 @@ use super::read::{Image, Kind, allocate};
 use super::resolution;
 use crate::error::{CliError, Result, failed};
 
+/// Bytes that a tag's values, and a small image's strip, may take once decoded.
+const MOST_OF_A_TAG: usize = 256 << 20;
+
 /// Reads the first page, or nothing where the pixels need a conversion.
 pub(super) fn read(path: &Path) -> Result<Option<Image>> {
     let unreadable = |error: tiff::TiffError| unreadable(path, &error);
     let file = File::open(path).map_err(|error| failed(path, format!("cannot be opened: {error}")))?;
     let mut limits = Limits::unlimited();
-    limits.ifd_value_size = 64 << 20;
-    let mut decoder = Decoder::new(BufReader::new(file)).map_err(unreadable)?.with_limits(limits);
+    limits.ifd_value_size = MOST_OF_A_TAG;
+    limits.decoding_buffer_size = MOST_OF_A_TAG;
+    let mut decoder = Decoder::new(BufReader::new(file)).map_err(unreadable)?.with_limits(limits.clone());
     let size = decoder.dimensions().map_err(unreadable)?;
     let color = decoder.colortype().map_err(unreadable)?;
     let formats = decoder.find_tag_unsigned_vec::<u16>(Tag::SampleFormat).map_err(unreadable)?;
@@ -47,6 +51,8 @@ pub(super) fn read(path: &Path) -> Result<Option<Image>> {
     let microns_per_pixel = resolution::of_tiff(&mut decoder);
     let more_pages = decoder.more_images();
     let mut pixels = allocate(path, size, channels, kind)?;
+    limits.intermediate_buffer_size = pixels.bytes().len().max(MOST_OF_A_TAG);
+    decoder = decoder.with_limits(limits);
     decoder.read_image_bytes(pixels.bytes_mut()).map_err(unreadable)?;
     let (width, height) = (size.0 as usize, size.1 as usize);
     Ok(Some(Image { width, height, channels, pixels, microns_per_pixel, more_pages }))
