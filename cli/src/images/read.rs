@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 use mdm::image::{ImageView, PixelFormat};
 
@@ -115,10 +115,11 @@ pub(crate) fn read_image(path: &Path) -> Result<Image> {
     let reader = open(path)?;
     let format = reader.format();
     let mut image = match format {
-        Some(ImageFormat::Tiff) => match tiff::read(path)? {
-            Some(image) => image,
-            None => decode(path, reader)?,
-        },
+        Some(ImageFormat::Tiff) => {
+            let page = tiff::read(path)?;
+            let image = page.image.map_or_else(|| decode(path, reader), Ok)?;
+            Image { microns_per_pixel: page.microns_per_pixel, more_pages: page.more_pages, ..image }
+        }
         Some(_) => decode(path, reader)?,
         None => {
             return Err(failed(
@@ -174,8 +175,16 @@ fn open(path: &Path) -> Result<ImageReader<BufReader<File>>> {
     Ok(reader)
 }
 
-fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> CliError {
-    failed(path, format!("cannot be read as an image, it may be damaged or cut short: {error}"))
+fn unreadable(path: &Path, error: &ImageError) -> CliError {
+    match error {
+        ImageError::Unsupported(kind) => unsupported(path, kind),
+        error => failed(path, format!("cannot be read as an image, it may be damaged or cut short: {error}")),
+    }
+}
+
+/// A sound file of a kind that is not understood.
+pub(super) fn unsupported(path: &Path, kind: &dyn std::fmt::Display) -> CliError {
+    failed(path, format!("has pixels of a kind that cannot be read ({kind}); save it as 8- or 16-bit grey or RGB"))
 }
 
 fn decode(path: &Path, reader: ImageReader<BufReader<File>>) -> Result<Image> {
@@ -187,7 +196,7 @@ fn decode(path: &Path, reader: ImageReader<BufReader<File>>) -> Result<Image> {
             ColorType::L8 | ColorType::La8 | ColorType::Rgb8 | ColorType::Rgba8 => Kind::U8,
             ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16 => Kind::U16,
             ColorType::Rgb32F | ColorType::Rgba32F => Kind::F32,
-            other => return Err(unreadable(path, &format!("pixels of type {other:?} are not supported"))),
+            other => return Err(unsupported(path, &format!("{other:?}"))),
         })?;
     decoder.read_image(pixels.bytes_mut()).map_err(|error| unreadable(path, &error))?;
     Ok(Image {
@@ -224,7 +233,9 @@ pub(super) fn claimed_values(
             format!("claims to be {width} x {height} pixels; sides up to {LONGEST_SIDE} are possible"),
         ));
     }
-    let stored = std::fs::metadata(path).map_err(|error| unreadable(path, &error))?.len();
+    let stored = std::fs::metadata(path)
+        .map_err(|error| failed(path, format!("cannot be opened: {error}")))?
+        .len();
     let values = u64::from(width) * u64::from(height) * channels as u64;
     let bytes = values * bytes_per_value as u64;
     if bytes > ALWAYS_PLAUSIBLE && bytes / BEST_COMPRESSION > stored {

@@ -8,6 +8,7 @@ use std::io::{BufReader, Read, Seek};
 use std::path::Path;
 
 use tiff::decoder::Decoder;
+use tiff::decoder::ifd::Value;
 use tiff::tags::Tag;
 
 /// Coarsest pixel that is believed, in micrometres.
@@ -47,7 +48,10 @@ pub(super) fn of_png(path: &Path) -> Option<f64> {
 /// From a TIFF's description (OME-XML, Aperio, ImageJ) or else its resolution tags.
 pub(super) fn of_tiff<R: Read + Seek>(decoder: &mut Decoder<R>) -> Option<f64> {
     let description = decoder.get_tag_ascii_string(Tag::ImageDescription).unwrap_or_default();
-    let pixels_per_unit = decoder.get_tag_f64(Tag::XResolution).ok();
+    let pixels_per_unit = match decoder.find_tag(Tag::XResolution) {
+        Ok(Some(Value::Rational(above, below))) => Some(f64::from(above) / f64::from(below)),
+        _ => None,
+    };
     let unit = decoder.find_tag_unsigned::<u16>(Tag::ResolutionUnit).ok().flatten().unwrap_or(2);
     of_description(&description, pixels_per_unit).or_else(|| {
         let unit = match unit {

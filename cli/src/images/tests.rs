@@ -78,6 +78,25 @@ fn planes_are_pages_that_can_be_read_back() {
 }
 
 #[test]
+fn a_tiff_says_how_large_its_pixels_are() {
+    use tiff::encoder::{Rational, TiffEncoder, colortype::Gray8};
+    use tiff::tags::{ResolutionUnit, Tag};
+    let folder = folder();
+    let path = folder.path().join("scaled.tif");
+    let microns = |unit, n, description: &str| {
+        let mut encoder = TiffEncoder::new(std::fs::File::create(&path).unwrap()).unwrap();
+        let mut page = encoder.new_image::<Gray8>(2, 2).unwrap();
+        page.resolution(unit, Rational { n, d: 1 });
+        page.encoder().write_tag(Tag::ImageDescription, description).unwrap();
+        page.write_data(&[0; 4]).unwrap();
+        read_image(&path).unwrap().microns_per_pixel
+    };
+    assert_eq!(microns(ResolutionUnit::Centimeter, 20_000, "stage 2"), Some(0.5));
+    assert_eq!(microns(ResolutionUnit::Inch, 300, "scan"), None);
+    assert_eq!(microns(ResolutionUnit::None, 4, "ImageJ=1.53t\nunit=um\n"), Some(0.25));
+}
+
+#[test]
 fn floating_point_beyond_one_is_refused() {
     let folder = folder();
     let path = folder.path().join("bright.tif");
