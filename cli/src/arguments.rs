@@ -26,7 +26,7 @@ impl DeviceArguments {
 
 /// Ready-made configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Preset {
+pub(crate) enum PresetArgument {
     /// The masked diffusion paper's model: 256 px, six levels, 64 channels an attention head
     MdmPaper,
     /// guided-diffusion's 256 px ImageNet model
@@ -43,13 +43,29 @@ pub(crate) enum AttentionOrder {
     New,
 }
 
+/// Noise schedules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NoiseArgument {
+    Linear,
+    Cosine,
+}
+
+impl NoiseArgument {
+    pub(crate) fn schedule(self) -> mdm::model::NoiseSchedule {
+        match self {
+            Self::Linear => mdm::model::NoiseSchedule::Linear,
+            Self::Cosine => mdm::model::NoiseSchedule::Cosine,
+        }
+    }
+}
+
 /// The configuration of a backbone whose file does not hold one.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Backbones without a configuration (plain state dicts)")]
 pub(crate) struct ConfigurationArguments {
     /// Start from a known configuration
     #[arg(long, value_enum, value_name = "NAME")]
-    pub(crate) preset: Option<Preset>,
+    pub(crate) preset: Option<PresetArgument>,
 
     /// JSON file with the configuration, keys as in guided-diffusion (model_channels, channel_mult ...)
     #[arg(long, value_name = "FILE")]
@@ -70,6 +86,14 @@ pub(crate) struct ConfigurationArguments {
     /// How attention channels are grouped
     #[arg(long, value_enum, value_name = "ORDER")]
     pub(crate) attention_order: Option<AttentionOrder>,
+
+    /// Side of the patches that were masked in its training, in pixels
+    #[arg(long, value_name = "PIXELS", value_parser = positive, conflicts_with = "noise")]
+    pub(crate) patch: Option<usize>,
+
+    /// Its training added Gaussian noise on this schedule (DDPM) instead of masking patches
+    #[arg(long, value_enum, value_name = "SCHEDULE")]
+    pub(crate) noise: Option<NoiseArgument>,
 }
 
 /// A whole number from 1 on.

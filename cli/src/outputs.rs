@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::files::{stage, stem, writable_folder};
-use crate::images::{Image, write_labels, write_overlay, write_planes};
+use crate::images::{Image, write_grey, write_overlay, write_planes};
 
 /// Which files are wanted beside the labels.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +80,7 @@ impl Outputs {
                 staged.push(stage(path, |out| write_planes(out, width, height, planes, values))?);
             }
         }
-        staged.push(stage(&self.labels, |out| write_labels(out, width, height, &result.labels))?);
+        staged.push(stage(&self.labels, |out| write_grey(out, width, height, &result.labels))?);
         staged.into_iter().try_for_each(crate::files::Staged::commit)
     }
 }

@@ -6,7 +6,7 @@ use image::{DynamicImage, ImageFormat};
 
 use super::read::{Image, Pixels, image_size, read_image};
 use super::write::write_planes;
-use super::{read_labels, write_labels};
+use super::{read_labels, write_grey};
 use crate::demo::Random;
 
 const SIZE: (u32, u32) = (5, 3);
@@ -168,6 +168,6 @@ fn labels_are_read_as_they_are_written() {
     let folder = folder();
     let path = folder.path().join("labels.png");
     let labels: Vec<u8> = (0..=255).collect();
-    write_labels(std::fs::File::create(&path).unwrap(), 16, 16, &labels).unwrap();
+    write_grey(std::fs::File::create(&path).unwrap(), 16, 16, &labels).unwrap();
     assert_eq!(read_labels(&path).unwrap().values, labels);
 }

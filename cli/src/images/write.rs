@@ -10,19 +10,27 @@ use tiff::tags::Tag;
 /// Rows that are gathered before they are written.
 const ROWS_AT_A_TIME: usize = 64;
 
-/// Writes class indices as an 8-bit grey PNG whose values are the indices.
-pub(crate) fn write_labels(
+/// Writes class indices as a PNG with a palette: still indices, but in colours where it is looked at.
+pub(crate) fn write_coloured_labels(
     out: impl Write,
     width: usize,
     height: usize,
     labels: &[u8],
+    colour: impl Fn(u8) -> [u8; 3],
 ) -> Result<(), png::EncodingError> {
-    let mut encoder = encoder(out, width, height, png::ColorType::Grayscale)?;
-    encoder.set_compression(png::Compression::Balanced);
-    let mut writer = encoder.write_header()?;
-    let mut stream = writer.stream_writer()?;
-    stream.write_all(labels)?;
-    stream.finish()
+    let mut encoder = encoder(out, width, height, png::ColorType::Indexed)?;
+    encoder.set_palette((0..=255).flat_map(colour).collect::<Vec<u8>>());
+    encoder.write_header()?.write_image_data(labels)
+}
+
+/// Writes an 8-bit grey PNG: grey values, or class indices for other programs to read.
+pub(crate) fn write_grey(
+    out: impl Write,
+    width: usize,
+    height: usize,
+    values: &[u8],
+) -> Result<(), png::EncodingError> {
+    encoder(out, width, height, png::ColorType::Grayscale)?.write_header()?.write_image_data(values)
 }
 
 /// Writes an RGB PNG whose rows `fill` provides from the top, so that the picture is never in memory.

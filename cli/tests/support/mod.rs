@@ -83,3 +83,38 @@ pub(crate) fn write_png_of_depth(
 pub(crate) fn write_labels(path: &Path, width: usize, labels: &[u8]) {
     write_png(path, width, png::ColorType::Grayscale, labels);
 }
+
+/// Writes an RGB PNG.
+pub(crate) fn write_rgb(path: &Path, width: usize, values: &[u8]) {
+    write_png(path, width, png::ColorType::Rgb, values);
+}
+
+/// Writes a small backbone of random weights for images of 32 pixels.
+pub(crate) fn backbone(path: &Path) {
+    use mdm::model::{MapWeights, Metadata, Model, Save, StoredType, UnetConfig};
+    let unet = UnetConfig {
+        image_size: 32,
+        model_channels: 32,
+        channel_mult: vec![1, 2],
+        num_res_blocks: 1,
+        attention_ds: vec![2],
+        num_head_channels: Some(32),
+        ..UnetConfig::mdm_paper()
+    };
+    let mut weights = MapWeights::default();
+    let mut state = 1u64;
+    for (name, shape) in unet.parameters() {
+        let fan_in: usize = shape[1..].iter().product();
+        let reach = if shape.len() == 1 { 0.3 } else { (fan_in as f32).sqrt().recip() };
+        let data = (0..shape.iter().product())
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                reach * ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
+            })
+            .collect();
+        weights.insert(name, &shape, data);
+    }
+    Model::from_parts(Metadata::new(unet), std::sync::Arc::new(weights), Vec::new())
+        .and_then(|model| model.save(path, Save { backbone: Some(StoredType::F32), heads: false }))
+        .expect("a backbone for the test");
+}
