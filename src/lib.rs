@@ -17,3 +17,5 @@ pub mod segment;
 pub use control::{CancelToken, Control, Progress};
 pub use engine::Device;
 pub use error::{Error, Result};
+pub use image::{ImageSource, ImageView, PixelFormat};
+pub use segment::{Features, Segmenter};

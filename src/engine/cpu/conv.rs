@@ -185,21 +185,16 @@ impl Kernel for Rows<'_> {
                     }
                 }
             }
-            let multiply = |y: usize, rows: usize, segments: &[Segment]| {
-                product::<S>(&Product {
-                    segments,
-                    rows,
-                    right,
-                    columns,
-                    bias: self
-                        .step
-                        .bias
-                        .as_ref()
-                        .map_or(std::ptr::null(), |bias| bias.slice().as_ptr().add(self.columns.start)),
-                    accumulate,
-                    out: out_row(y),
-                    out_stride: channels,
-                });
+            let bias = self.step.bias.as_ref();
+            let p = Product {
+                segments: &[],
+                rows: width,
+                right,
+                columns,
+                bias: bias.map_or(std::ptr::null(), |bias| bias.slice().as_ptr().add(self.columns.start)),
+                accumulate,
+                out: out_row(self.rows.start),
+                out_stride: channels,
             };
             if conv.kernel == 1 {
                 // All pixels of the rows lie one after another.
@@ -215,7 +210,7 @@ impl Kernel for Rows<'_> {
                         len: part.channels,
                     })),
                 }
-                multiply(self.rows.start, self.rows.len() * width, &segments);
+                product::<S>(&Product { rows: self.rows.len() * width, segments: &segments, ..p });
             } else if let Some(stage) = self.stage {
                 for y in self.rows.clone() {
                     segments.clear();
@@ -227,7 +222,7 @@ impl Kernel for Rows<'_> {
                             len: 3 * stage.channels,
                         });
                     }
-                    multiply(y, width, &segments);
+                    product::<S>(&Product { segments: &segments, out: out_row(y), ..p });
                 }
             }
         }

@@ -77,13 +77,31 @@ unsafe fn tile<S: Simd>(p: &Product<'_>, right: *const f32, row: usize, rows: us
         ($($n:literal)*) => {
             match rows {
                 // The guard is constant, so tiles larger than the registers are not even compiled.
-                $($n if $n <= S::ROWS => unsafe { fixed_tile::<S, $n>(p, right, row, column) },)*
+                $($n if $n <= S::ROWS => unsafe { S::outlined(Tile::<$n> { p, right, row, column }) },)*
                 _ => {}
             }
         };
     }
     // SAFETY: promised by the caller.
     dispatch!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+}
+
+/// `R` rows and one panel of the result, held in registers.
+struct Tile<'a, const R: usize> {
+    p: &'a Product<'a>,
+    right: *const f32,
+    row: usize,
+    column: usize,
+}
+
+impl<const R: usize> Kernel for Tile<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: the tile lies inside the product.
+        unsafe { fixed_tile::<S, R>(self.p, self.right, self.row, self.column) }
+    }
 }
 
 /// # Safety

@@ -24,6 +24,10 @@ pub(crate) trait Simd: Copy + 'static {
     const ROWS: usize;
     type V: Copy;
 
+    /// Runs `kernel` in a function of its own: inlined into a larger one, compilers run out of registers and keep sums in
+    /// memory.
+    unsafe fn outlined<K: Kernel<Output = ()>>(kernel: K);
+
     unsafe fn splat(value: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
     unsafe fn store(to: *mut f32, value: Self::V);

@@ -26,10 +26,25 @@ macro_rules! methods {
     )*};
 }
 
+/// # Safety
+/// As [`neon`].
+#[inline(never)]
+#[target_feature(enable = "neon")]
+unsafe fn neon_outlined<K: Kernel<Output = ()>>(kernel: K) {
+    // SAFETY: the feature is enabled for this function.
+    unsafe { kernel.run::<Neon>() }
+}
+
 impl Simd for Neon {
     const LANES: usize = 4;
     const ROWS: usize = 12;
     type V = float32x4_t;
+
+    #[inline(always)]
+    unsafe fn outlined<K: Kernel<Output = ()>>(kernel: K) {
+        // SAFETY: promised by the caller.
+        unsafe { neon_outlined(kernel) }
+    }
 
     methods! {
         splat(value: f32) -> float32x4_t = vdupq_n_f32(value);

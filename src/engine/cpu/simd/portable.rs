@@ -1,6 +1,6 @@
 //! Plain arrays that compilers turn into whatever vectors there are.
 
-use super::Simd;
+use super::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -16,6 +16,12 @@ impl Simd for Portable {
     const LANES: usize = 4;
     const ROWS: usize = 6;
     type V = V;
+
+    #[inline(never)]
+    unsafe fn outlined<K: Kernel<Output = ()>>(kernel: K) {
+        // SAFETY: promised by the caller.
+        unsafe { kernel.run::<Self>() }
+    }
 
     #[inline(always)]
     unsafe fn splat(value: f32) -> V {

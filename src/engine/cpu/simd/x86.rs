@@ -19,9 +19,27 @@ pub(super) unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
 }
 
 /// # Safety
+/// As [`avx2`].
+#[inline(never)]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2_outlined<K: Kernel<Output = ()>>(kernel: K) {
+    // SAFETY: the features are enabled for this function.
+    unsafe { kernel.run::<Avx2>() }
+}
+
+/// # Safety
 /// AVX-512 F and DQ are there, and the kernel's fields keep their promises.
 #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
 pub(super) unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the features are enabled for this function.
+    unsafe { kernel.run::<Avx512>() }
+}
+
+/// # Safety
+/// As [`avx512`].
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
+unsafe fn avx512_outlined<K: Kernel<Output = ()>>(kernel: K) {
     // SAFETY: the features are enabled for this function.
     unsafe { kernel.run::<Avx512>() }
 }
@@ -41,6 +59,12 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const ROWS: usize = 6;
     type V = __m256;
+
+    #[inline(always)]
+    unsafe fn outlined<K: Kernel<Output = ()>>(kernel: K) {
+        // SAFETY: promised by the caller.
+        unsafe { avx2_outlined(kernel) }
+    }
 
     methods! {
         splat(value: f32) -> __m256 = _mm256_set1_ps(value);
@@ -70,6 +94,12 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const ROWS: usize = 14;
     type V = __m512;
+
+    #[inline(always)]
+    unsafe fn outlined<K: Kernel<Output = ()>>(kernel: K) {
+        // SAFETY: promised by the caller.
+        unsafe { avx512_outlined(kernel) }
+    }
 
     methods! {
         splat(value: f32) -> __m512 = _mm512_set1_ps(value);

@@ -1,0 +1,268 @@
+//! Runs a network on every window of an image.
+
+use super::corruption::Corruptor;
+use super::cut::Cutter;
+use super::head::HEAD_PREFIX;
+use super::memory::{product, reserve, zeros};
+use super::noise::WindowNoise;
+use super::rescale::{Scaling, scale_between, scaled_side};
+use super::window::{WindowGrid, WindowPosition};
+use crate::engine::{Inputs, Network};
+use crate::image::ImageSource;
+use crate::model::{FeatureConfig, Layered, MapWeights, Model, UnetConfig, WeightSource};
+use crate::plan::{HeadShape, Plan, PlanOptions};
+use crate::{Control, Device, Error, Result};
+
+/// Windows at a time where nobody says otherwise.
+pub const DEFAULT_BATCH: usize = 1;
+
+/// Longest window side; memory runs out well before.
+const LONGEST_WINDOW: usize = 1 << 14;
+
+/// What segmentation and feature extraction have in common.
+pub(super) struct Settings {
+    pub(super) microns_per_pixel: Option<f64>,
+    pub(super) batch: usize,
+    pub(super) window: Option<usize>,
+    pub(super) overlap: Option<f64>,
+    pub(super) seed: u64,
+    pub(super) corrupt: Option<bool>,
+    pub(super) class: u32,
+    pub(super) features: FeatureConfig,
+}
+
+/// How an image was brought to the model's scale.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scaled {
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) scale: f64,
+    pub(super) scaling: Scaling,
+}
+
+/// Is given the positions of a batch of windows, and the index and content of one of the plan's outputs for it.
+pub(super) type ReadBatch<'a> = dyn FnMut(&[WindowPosition], usize, &[f32]) -> Result<()> + 'a;
+
+/// A network, and how images are given to it.
+pub(super) struct SlidingNetwork {
+    model: Model,
+    device: Device,
+    head: Option<(HeadShape, MapWeights)>,
+    settings: Settings,
+    window: usize,
+    overlap: f64,
+    corruptor: Option<Corruptor>,
+    full: Option<Box<dyn Network>>,
+    /// For the windows that are left over when an image's number of windows is no multiple of the batch.
+    rest: Option<Box<dyn Network>>,
+    /// A batch of windows for each timestep.
+    images: Vec<Vec<f32>>,
+    timesteps: Vec<Vec<f32>>,
+    classes: Vec<u32>,
+}
+
+impl SlidingNetwork {
+    /// `head` is called once the settings were found to fit the backbone.
+    pub(super) fn new(
+        model: &Model,
+        device: &Device,
+        settings: Settings,
+        head: impl FnOnce(&Settings) -> Result<Option<(HeadShape, MapWeights)>>,
+    ) -> Result<Self> {
+        let metadata = model.metadata();
+        let unet = &metadata.unet;
+        check_features(unet, &settings.features)?;
+        if settings.batch == 0 {
+            return Err(Error::invalid("batch", "must be at least one window"));
+        }
+        if unet.num_classes.is_some_and(|classes| settings.class as usize >= classes) {
+            return Err(Error::invalid("class", format!("the backbone has no class {}", settings.class)));
+        }
+        let asked = settings.window.unwrap_or(metadata.window);
+        if asked == 0 || asked > LONGEST_WINDOW {
+            return Err(Error::invalid(
+                "window",
+                format!("{asked} pixels; 1 to {LONGEST_WINDOW} are possible"),
+            ));
+        }
+        let corruptor = Corruptor::new(&metadata.corruption)?;
+        for &timestep in &settings.features.timesteps {
+            corruptor.check_timestep(timestep)?;
+        }
+        let corrupt = settings.corrupt.unwrap_or(metadata.corruption.corrupt_features);
+        let window = asked.next_multiple_of(unet.deepest_downsampling());
+        let overlap = settings.overlap.unwrap_or(metadata.overlap);
+        WindowGrid::new(1, 1, window, overlap)?;
+        model.backbone()?;
+        let head = head(&settings)?;
+        let slots = settings.features.timesteps.len();
+        Ok(Self {
+            model: model.clone(),
+            device: device.clone(),
+            head,
+            window,
+            overlap,
+            corruptor: corrupt.then_some(corruptor),
+            full: None,
+            rest: None,
+            images: vec![Vec::new(); slots],
+            timesteps: vec![Vec::new(); slots],
+            classes: Vec::new(),
+            settings,
+        })
+    }
+
+    /// Side of a window in scaled pixels.
+    pub(super) fn window(&self) -> usize {
+        self.window
+    }
+
+    pub(super) fn features(&self) -> &FeatureConfig {
+        &self.settings.features
+    }
+
+    /// Size at the model's scale of an image of `height` x `width` pixels.
+    pub(super) fn scaled(&self, height: usize, width: usize, microns: Option<f64>) -> Result<Scaled> {
+        crate::image::check_size(width, height)?;
+        let microns = self.settings.microns_per_pixel.or(microns);
+        let (scale, scaling) = scale_between(microns, self.model.metadata().microns_per_pixel)?;
+        Ok(Scaled { height: scaled_side(height, scale)?, width: scaled_side(width, scale)?, scale, scaling })
+    }
+
+    /// The windows of an image of that size.
+    pub(super) fn grid(&self, scaled: &Scaled) -> Result<WindowGrid> {
+        WindowGrid::new(scaled.height, scaled.width, self.window, self.overlap)
+    }
+
+    /// Runs the network on all windows of `source`, whose size at the model's scale is `scaled`. `read` is called for
+    /// each batch and output; batches come row by row.
+    pub(super) fn run(
+        &mut self,
+        source: &mut dyn ImageSource,
+        scaled: &Scaled,
+        control: &Control<'_>,
+        read: &mut ReadBatch<'_>,
+    ) -> Result<()> {
+        control.check()?;
+        let grid = self.grid(scaled)?;
+        let total = grid.count();
+        control.report(0, total as u64);
+        let channels = self.model.metadata().unet.in_channels;
+        let window_len = product(&[self.window, self.window, channels], "a window")?;
+        let mut cutter = Cutter::new(source, &grid, scaled.scale, channels)?;
+        let mut positions = grid.positions();
+        let mut batch = Vec::new();
+        let mut done = 0;
+        while done < total {
+            let size = self.settings.batch.min(total - done);
+            batch.clear();
+            reserve(&mut batch, size, "windows of a batch")?;
+            batch.extend(positions.by_ref().take(size));
+            self.fill(&mut cutter, &batch, window_len, channels)?;
+            control.check()?;
+            self.prepare(size)?;
+            let network = if size == self.settings.batch { &mut self.full } else { &mut self.rest };
+            let Some(network) = network else {
+                return Err(Error::invalid("batch", "has no network"));
+            };
+            let images: Vec<&[f32]> = self.images.iter().map(Vec::as_slice).collect();
+            let timesteps: Vec<&[f32]> = self.timesteps.iter().map(Vec::as_slice).collect();
+            let inputs = Inputs { images: &images, timesteps: &timesteps, classes: &self.classes };
+            network.run(&inputs, &control.quiet(), &mut |output, values| read(&batch, output, values))?;
+            done += size;
+            control.report(done as u64, total as u64);
+        }
+        Ok(())
+    }
+
+    /// Cuts and corrupts a batch of windows into the network's inputs.
+    fn fill(
+        &mut self,
+        cutter: &mut Cutter<'_>,
+        batch: &[WindowPosition],
+        window_len: usize,
+        channels: usize,
+    ) -> Result<()> {
+        let len = product(&[batch.len(), window_len], "a batch of windows")?;
+        for (images, (timesteps, &timestep)) in
+            self.images.iter_mut().zip(self.timesteps.iter_mut().zip(&self.settings.features.timesteps))
+        {
+            if images.len() != len {
+                *images = zeros(len, "a batch of windows")?;
+            }
+            timesteps.clear();
+            timesteps.resize(batch.len(), timestep as f32);
+        }
+        let conditional = self.model.metadata().unet.num_classes.is_some();
+        self.classes.clear();
+        self.classes.resize(if conditional { batch.len() } else { 0 }, self.settings.class);
+        let size = (self.window, self.window);
+        for (sample, position) in batch.iter().enumerate() {
+            let range = sample * window_len..(sample + 1) * window_len;
+            let Some((first, others)) = self.images.split_first_mut() else { continue };
+            cutter.cut(*position, &mut first[range.clone()])?;
+            for other in others {
+                other[range.clone()].copy_from_slice(&first[range.clone()]);
+            }
+            let Some(corruptor) = &mut self.corruptor else { continue };
+            for (images, &timestep) in self.images.iter_mut().zip(&self.settings.features.timesteps) {
+                // Sides of images are at most 2^30.
+                let (top, left) = (position.top as i32, position.left as i32);
+                let noise = WindowNoise { seed: self.settings.seed, timestep, top, left };
+                corruptor.apply(&mut images[range.clone()], size, channels, &noise)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the network for batches of `size` windows unless it is there.
+    fn prepare(&mut self, size: usize) -> Result<()> {
+        let slot = if size == self.settings.batch { &mut self.full } else { &mut self.rest };
+        if slot.as_ref().is_some_and(|network| network.plan().options.batch == size) {
+            return Ok(());
+        }
+        // Its memory is free before the new one's is taken.
+        *slot = None;
+        let backbone = self.model.backbone()?;
+        let options = PlanOptions {
+            batch: size,
+            height: self.window,
+            width: self.window,
+            timestep_slots: self.settings.features.timesteps.len(),
+            blocks: self.settings.features.blocks.clone(),
+            image: false,
+            head: self.head.as_ref().map(|(shape, _)| *shape),
+        };
+        let plan = Plan::new(&self.model.metadata().unet, options)?;
+        let layered;
+        let weights: &dyn WeightSource = match &self.head {
+            Some((_, head)) => {
+                layered = Layered { prefix: HEAD_PREFIX, first: head, second: backbone };
+                &layered
+            }
+            None => backbone,
+        };
+        *slot = Some(self.device.engine().prepare(plan, weights, self.model.weight_cache())?);
+        Ok(())
+    }
+}
+
+fn check_features(unet: &UnetConfig, features: &FeatureConfig) -> Result<()> {
+    const MOST_TIMESTEPS: usize = 64;
+    unet.validate()?;
+    if features.timesteps.is_empty() || features.timesteps.len() > MOST_TIMESTEPS {
+        return Err(Error::invalid(
+            "timesteps",
+            format!("{} of them; 1 to {MOST_TIMESTEPS} are possible", features.timesteps.len()),
+        ));
+    }
+    let ascending = features.blocks.is_sorted_by(|a, b| a < b);
+    let last = features.blocks.last();
+    if !ascending || last.is_none_or(|last| *last >= unet.decoder_blocks()) {
+        return Err(Error::invalid(
+            "blocks",
+            format!("{:?} are not ascending decoder blocks in 0..{}", features.blocks, unet.decoder_blocks()),
+        ));
+    }
+    Ok(())
+}
