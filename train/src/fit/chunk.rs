@@ -4,6 +4,7 @@ use super::folded::Affine;
 use super::matrix::{Matrix, product};
 use super::parameters::Shape;
 use super::samples::Samples;
+use super::standardise::Standardisation;
 
 /// Samples in a chunk. Fixed, so that the order of summation does not depend on the number of threads.
 pub(crate) const CHUNK: usize = 512;
@@ -92,11 +93,11 @@ impl Chunk {
         (&self.hidden[layer].mean, &self.hidden[layer].deviation)
     }
 
-    /// Copies the samples numbered `picked`.
-    pub(crate) fn gather(&mut self, samples: &Samples, picked: &[u32]) {
+    /// Takes the samples numbered `picked`.
+    pub(crate) fn gather(&mut self, samples: &Samples, picked: &[u32], scale: &Standardisation) {
         let rows = self.features.chunks_exact_mut(self.shape.inputs);
         for ((row, label), &index) in rows.zip(&mut self.labels).zip(picked) {
-            row.copy_from_slice(samples.features(index as usize));
+            scale.apply(samples.features(index as usize), row);
             *label = samples.label(index as usize);
         }
     }

@@ -11,9 +11,10 @@ use super::parameters::{Layout, Shape};
 use super::predictor::{PixelScores, score};
 use super::random::Random;
 use super::samples::Samples;
+use super::standardise::Standardisation;
 use super::trainer::Trainer;
 
-/// Samples on which a score is taken, at most; they are evenly spaced.
+/// Samples on which a score or the features' scale is taken, at most; they are evenly spaced.
 const SCORED: usize = 1 << 16;
 /// Smallest batch that is chosen where samples are few.
 const SMALL_BATCH: usize = 64;
@@ -108,6 +109,7 @@ struct Job<'a> {
     shape: Shape,
     picked: &'a [u32],
     class_weights: Vec<f32>,
+    standardisation: Standardisation,
     batch: usize,
     steps: usize,
     random: Random,
@@ -127,10 +129,16 @@ impl<'a> Job<'a> {
                 *weight = picked.len() as f32 / (classes * count.max(1)) as f32;
             }
         }
+        let standardisation = if options.standardise {
+            Standardisation::of(samples, &spaced(picked))
+        } else {
+            Standardisation::none(samples.channels())
+        };
         Self {
             shape: Shape::new(samples.channels(), classes),
             picked,
             class_weights,
+            standardisation,
             batch,
             steps: usize::try_from(epochs).unwrap_or(usize::MAX).max(options.min_steps),
             random: Random::new(options.seed, stream),
@@ -146,7 +154,13 @@ impl<'a> Job<'a> {
     ) -> Result<(Head, usize, f64)> {
         let mut random = self.random.clone();
         let parameters = Layout::new(&self.shape).initial(&mut random);
-        let mut trainer = Trainer::new(self.shape, parameters, self.batch, self.class_weights.clone());
+        let mut trainer = Trainer::new(
+            self.shape,
+            self.standardisation.clone(),
+            parameters,
+            self.batch,
+            self.class_weights.clone(),
+        );
         let mut order = self.picked.to_vec();
         let mut next = order.len();
         let mut stop = EarlyStop::new(options.patience);
@@ -159,7 +173,8 @@ impl<'a> Job<'a> {
                 random.shuffle(&mut order[left..]);
                 next = 0;
             }
-            let loss = trainer.step(samples, &order[next..next + self.batch], options.learning_rate);
+            let rate = options.learning_rate * (1.0 - taken as f64 / self.steps as f64);
+            let loss = trainer.step(samples, &order[next..next + self.batch], rate);
             if !loss.is_finite() {
                 return Err(Error::invalid(
                     "features",

@@ -9,6 +9,7 @@ mod parameters;
 mod predictor;
 mod random;
 mod samples;
+mod standardise;
 mod trainer;
 
 pub use ensemble::{FittedHeads, fit_heads};

@@ -19,8 +19,12 @@ pub struct FitOptions {
     pub patience: usize,
     /// Samples a step, at least 2; fewer are taken where there are few.
     pub batch: usize,
-    /// Adam's learning rate, above 0.
+    /// Adam's learning rate at the start, in (0, 1]. It falls linearly to 0, so that a head does not depend on which
+    /// samples it happened to see last.
     pub learning_rate: f64,
+    /// Whether heads are fitted on features of mean 0 and standard deviation 1 by channel. The fitted head takes features
+    /// as they come either way.
+    pub standardise: bool,
     /// Part of each window's labelled pixels that are sampled, in (0, 1]. Neighbours are nearly the same sample.
     pub fraction: f64,
     /// Windows with few labelled pixels, as scribbles have, are sampled more densely: up to this many pixels a window.
@@ -42,6 +46,7 @@ impl Default for FitOptions {
             patience: 200,
             batch: 4096,
             learning_rate: 1e-3,
+            standardise: true,
             fraction: 0.25,
             few: 1024,
             max_samples: 500_000,

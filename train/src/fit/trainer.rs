@@ -9,6 +9,7 @@ use super::chunk::{CHUNK, Chunk, Normalisation};
 use super::folded::{Affine, Folded};
 use super::parameters::{Adam, Layout, Shape};
 use super::samples::Samples;
+use super::standardise::Standardisation;
 
 /// Momentum of the running statistics.
 const MOMENTUM: f64 = 0.1;
@@ -19,6 +20,7 @@ pub(crate) const EPS: f64 = 1e-5;
 pub(crate) struct Trainer {
     shape: Shape,
     layout: Layout,
+    standardisation: Standardisation,
     parameters: Vec<f32>,
     running_mean: [Vec<f32>; 2],
     running_var: [Vec<f32>; 2],
@@ -33,7 +35,13 @@ pub(crate) struct Trainer {
 
 impl Trainer {
     /// A head with `parameters` in `layout`'s order, for batches of `batch` samples, at least two.
-    pub(crate) fn new(shape: Shape, parameters: Vec<f32>, batch: usize, class_weights: Vec<f32>) -> Self {
+    pub(crate) fn new(
+        shape: Shape,
+        standardisation: Standardisation,
+        parameters: Vec<f32>,
+        batch: usize,
+        class_weights: Vec<f32>,
+    ) -> Self {
         let layout = Layout::new(&shape);
         assert_eq!(parameters.len(), layout.len, "parameters of {shape:?}");
         let sizes = (0..batch).step_by(CHUNK).map(|start| CHUNK.min(batch - start));
@@ -48,6 +56,7 @@ impl Trainer {
             chunks: sizes.map(|rows| Chunk::new(shape, rows)).collect(),
             class_weights,
             shape,
+            standardisation,
             layout,
             parameters,
         }
@@ -63,7 +72,7 @@ impl Trainer {
             bias: &self.parameters[self.layout.bias[0].clone()],
         };
         self.chunks.par_iter_mut().zip(picked.par_chunks(CHUNK)).for_each(|(chunk, picked)| {
-            chunk.gather(samples, picked);
+            chunk.gather(samples, picked, &self.standardisation);
             chunk.first_layer(layer);
         });
         self.finish_norm(0);
@@ -173,7 +182,7 @@ impl Trainer {
         }
     }
 
-    /// The head as it is now.
+    /// The head as it is now, for features as they come.
     pub(crate) fn head(&self) -> Head {
         let [first, second, third] = self.shape.linear();
         let values = |range: &Range<usize>| self.parameters[range.clone()].to_vec();
@@ -189,7 +198,9 @@ impl Trainer {
             running_mean: self.running_mean[layer].clone(),
             running_var: self.running_var[layer].clone(),
         };
-        Head { linear: [linear(0, first), linear(1, second), linear(2, third)], norm: [norm(0), norm(1)] }
+        let mut first = linear(0, first);
+        self.standardisation.fold(&mut first);
+        Head { linear: [first, linear(1, second), linear(2, third)], norm: [norm(0), norm(1)] }
     }
 }
 
@@ -234,7 +245,8 @@ mod tests {
             for (row, label) in golden.floats("x").chunks_exact(dim).zip(golden.integers("y")) {
                 samples.push(label as u8, false, |features| features.copy_from_slice(row));
             }
-            let mut trainer = Trainer::new(shape, parameters, batch, vec![1.0; shape.classes]);
+            let mut trainer =
+                Trainer::new(shape, Standardisation::none(dim), parameters, batch, vec![1.0; shape.classes]);
             let losses: Vec<f32> = (0..steps)
                 .map(|step| {
                     let row = |row: usize| ((step * batch + row) % samples.len()) as u32;
