@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::UnetConfig;
+use crate::{Error, Result};
 
 /// Version of the JSON that this library writes; it reads this and every older one.
 pub const METADATA_VERSION: u32 = 1;
@@ -14,7 +15,7 @@ pub struct Metadata {
     pub version: u32,
     /// Configuration of the backbone in this file, or of the one that the heads in this file were fitted on.
     pub unet: UnetConfig,
-    /// Fingerprint of the backbone (see `Weights::fingerprint`).
+    /// Fingerprint of the backbone (see [`Model::fingerprint`](super::Model::fingerprint)).
     #[serde(default)]
     pub backbone_fingerprint: Option<String>,
     /// How windows are corrupted before the network sees them.
@@ -45,6 +46,116 @@ fn default_overlap() -> f64 {
     0.2
 }
 
+impl Metadata {
+    /// Side of a window, at most.
+    pub const LARGEST_WINDOW: usize = 8192;
+    /// Labels are bytes, and 255 means unlabelled.
+    pub const MOST_CLASSES: usize = 255;
+    /// Members of an ensemble, at most.
+    pub const MOST_HEADS: usize = 1000;
+
+    /// Describes a backbone of this configuration and nothing else: default corruption and features, windows of the
+    /// size it was trained on.
+    pub fn new(unet: UnetConfig) -> Self {
+        Self {
+            version: METADATA_VERSION,
+            backbone_fingerprint: None,
+            corruption: Corruption::default(),
+            features: FeatureConfig::for_unet(&unet),
+            window: unet.image_size.clamp(1, Self::LARGEST_WINDOW),
+            overlap: default_overlap(),
+            microns_per_pixel: None,
+            classes: Vec::new(),
+            heads: 0,
+            description: String::new(),
+            unet,
+        }
+    }
+
+    /// Reads the JSON of this version or an older one; unknown fields are ignored.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where it is not such JSON, comes from a newer version, or does not pass
+    /// [`validate`](Self::validate).
+    pub fn from_json(json: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let wrong = |error: serde_json::Error| {
+            Error::invalid("metadata", format!("{error}; the file is damaged or was not written by libmdm"))
+        };
+        let Version { version } = serde_json::from_str(json).map_err(wrong)?;
+        if version > METADATA_VERSION {
+            return Err(Error::invalid(
+                "metadata",
+                format!(
+                    "written by a newer libmdm (version {version} of the metadata, this one reads up to {METADATA_VERSION}); \
+                     update libmdm"
+                ),
+            ));
+        }
+        let metadata: Self = serde_json::from_str(json).map_err(wrong)?;
+        metadata.validate()?;
+        Ok(metadata)
+    }
+
+    /// The JSON that [`from_json`](Self::from_json) reads.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|error| Error::invalid("metadata", error.to_string()))
+    }
+
+    /// Checks every number against its range.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the field.
+    pub fn validate(&self) -> Result<()> {
+        let wrong = |what, reason: String| Err(Error::invalid(what, reason));
+        if self.version == 0 || self.version > METADATA_VERSION {
+            return wrong("metadata version", format!("{} is not in 1..={METADATA_VERSION}", self.version));
+        }
+        self.unet.validate()?;
+        self.corruption.validate()?;
+        self.features.validate(&self.unet, &self.corruption)?;
+        if self.window == 0 || self.window > Self::LARGEST_WINDOW {
+            return wrong("window", format!("{} is not in 1..={}", self.window, Self::LARGEST_WINDOW));
+        }
+        if !(0.0..1.0).contains(&self.overlap) {
+            return wrong("overlap", format!("{} is not at least 0 and below 1", self.overlap));
+        }
+        if let Some(size) = self.microns_per_pixel
+            && !(size > 0.0 && size.is_finite())
+        {
+            return wrong("microns_per_pixel", format!("{size} is not a size in micrometres"));
+        }
+        if self.classes.len() > Self::MOST_CLASSES {
+            return wrong(
+                "classes",
+                format!(
+                    "{} are more than {}, which labels can tell apart",
+                    self.classes.len(),
+                    Self::MOST_CLASSES
+                ),
+            );
+        }
+        for class in &self.classes {
+            if class.name.len() > 256 || class.name.chars().any(char::is_control) {
+                return wrong("classes", format!("{:?} is too long or not printable", class.name));
+            }
+        }
+        if self.heads > Self::MOST_HEADS {
+            return wrong("heads", format!("{} are more than {}", self.heads, Self::MOST_HEADS));
+        }
+        if self.heads > 0 && self.classes.len() < 2 {
+            return wrong(
+                "classes",
+                format!("{} for fitted heads, which tell apart 2 or more", self.classes.len()),
+            );
+        }
+        Ok(())
+    }
+}
+
 /// A class of the segmentation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Class {
@@ -52,6 +163,32 @@ pub struct Class {
     pub name: String,
     /// Red, green, blue in overlays.
     pub colour: [u8; 3],
+}
+
+impl Class {
+    /// `count` classes called "class 0" and so on, the first black and the others in colours that are easily told apart.
+    pub fn numbered(count: usize) -> Vec<Self> {
+        const COLOURS: [[u8; 3]; 12] = [
+            [230, 159, 0],
+            [86, 180, 233],
+            [0, 158, 115],
+            [240, 228, 66],
+            [0, 114, 178],
+            [213, 94, 0],
+            [204, 121, 167],
+            [166, 86, 40],
+            [152, 78, 163],
+            [77, 175, 74],
+            [247, 129, 191],
+            [153, 153, 153],
+        ];
+        (0..count)
+            .map(|index| {
+                let colour = if index == 0 { [0; 3] } else { COLOURS[(index - 1) % COLOURS.len()] };
+                Self { name: format!("class {index}"), colour }
+            })
+            .collect()
+    }
 }
 
 /// How images are corrupted, in training and when features are taken (specification, section 3).
@@ -124,4 +261,81 @@ pub struct FeatureConfig {
     /// Whether features are divided by the Frobenius norm of a window's whole feature tensor.
     #[serde(default)]
     pub normalise: bool,
+}
+
+impl Corruption {
+    fn validate(&self) -> Result<()> {
+        if self.timesteps == 0 || self.timesteps > 1_000_000 {
+            return Err(Error::invalid("timesteps", format!("T = {} is not in 1..=1000000", self.timesteps)));
+        }
+        match self.kind {
+            CorruptionKind::Mask { patch, .. } if patch == 0 || patch > Metadata::LARGEST_WINDOW => {
+                Err(Error::invalid("patch", format!("{patch} is not in 1..={}", Metadata::LARGEST_WINDOW)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The last timestep: T by the paper's masking rule, whose timesteps start at 1, and T - 1 otherwise.
+    pub fn last_timestep(&self) -> u32 {
+        match self.kind {
+            CorruptionKind::Mask { rule: MaskRule::Paper, .. } => self.timesteps,
+            _ => self.timesteps.saturating_sub(1),
+        }
+    }
+}
+
+impl FeatureConfig {
+    /// Timesteps, at most.
+    pub const MOST_TIMESTEPS: usize = 64;
+
+    /// t = 50 and blocks 8 to 12 for the paper's 18 decoder blocks in six levels; for other networks the last five blocks
+    /// before the finest level, or what there is.
+    pub fn for_unet(unet: &UnetConfig) -> Self {
+        let blocks = unet.decoder_blocks();
+        let before_finest = match blocks - (unet.num_res_blocks + 1) {
+            0 => blocks,
+            coarser => coarser,
+        };
+        let blocks = match (unet.channel_mult.len(), blocks) {
+            (6, 18) => (8..13).collect(),
+            _ => (before_finest.saturating_sub(5)..before_finest).collect(),
+        };
+        Self { timesteps: vec![50], blocks, normalise: false }
+    }
+
+    /// Feature channels of a pixel. The blocks must exist in `unet`.
+    pub fn channels(&self, unet: &UnetConfig) -> usize {
+        self.timesteps.len() * self.blocks.iter().map(|&block| unet.block_shape(block).0).sum::<usize>()
+    }
+
+    /// Checks timesteps against the corruption and blocks against the network.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], naming the field.
+    pub fn validate(&self, unet: &UnetConfig, corruption: &Corruption) -> Result<()> {
+        let last = corruption.last_timestep();
+        if self.timesteps.is_empty() || self.timesteps.len() > Self::MOST_TIMESTEPS {
+            return Err(Error::invalid(
+                "timesteps",
+                format!("{} are given; 1 to {} are possible", self.timesteps.len(), Self::MOST_TIMESTEPS),
+            ));
+        }
+        if let Some(timestep) = self.timesteps.iter().find(|&&timestep| timestep > last) {
+            return Err(Error::invalid("timesteps", format!("{timestep} is after the last one, {last}")));
+        }
+        if self.blocks.is_empty() || !self.blocks.is_sorted_by(|a, b| a < b) {
+            return Err(Error::invalid("blocks", "at least one is needed, and they must ascend"));
+        }
+        if let Some(block) = self.blocks.iter().find(|&&block| block >= unet.decoder_blocks()) {
+            return Err(Error::invalid(
+                "blocks",
+                format!(
+                    "there is no decoder block {block}; this network has 0..={}",
+                    unet.decoder_blocks() - 1
+                ),
+            ));
+        }
+        Ok(())
+    }
 }

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, Result};
 
 /// A parameter in f32, whatever the file stores.
@@ -14,6 +16,28 @@ pub struct Tensor<'a> {
     pub data: Cow<'a, [f32]>,
 }
 
+/// Number formats in which a parameter can be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of single precision.
+    Bf16,
+}
+
+impl Precision {
+    /// Bytes of a value.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
 /// Parameters by their name in a guided-diffusion state dict.
 ///
 /// An engine asks for each tensor once and keeps its own packed copy, so an implementation may convert or generate
@@ -21,6 +45,18 @@ pub struct Tensor<'a> {
 pub trait WeightSource: Sync {
     /// The tensor called `name`; [`Error::Tensor`] where there is none, or where a value is not finite.
     fn tensor(&self, name: &str) -> Result<Tensor<'_>>;
+
+    /// Narrowest precision that holds every value of `name` exactly, as far as the source knows.
+    fn precision(&self, name: &str) -> Precision {
+        let _ = name;
+        Precision::F32
+    }
+
+    /// Says that the caller made its own copy of `name`: memory spent on it may be given back. It can be asked for
+    /// again, at the price of reading it again.
+    fn release(&self, name: &str) {
+        let _ = name;
+    }
 }
 
 /// Parameters held in memory.
@@ -51,8 +87,22 @@ pub struct Layered<'a> {
     pub second: &'a dyn WeightSource,
 }
 
+impl Layered<'_> {
+    fn source(&self, name: &str) -> &dyn WeightSource {
+        if name.starts_with(self.prefix) { self.first } else { self.second }
+    }
+}
+
 impl WeightSource for Layered<'_> {
     fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
-        if name.starts_with(self.prefix) { self.first.tensor(name) } else { self.second.tensor(name) }
+        self.source(name).tensor(name)
+    }
+
+    fn precision(&self, name: &str) -> Precision {
+        self.source(name).precision(name)
+    }
+
+    fn release(&self, name: &str) {
+        self.source(name).release(name);
     }
 }

@@ -12,18 +12,23 @@ use super::pack::{Layout, PackedWeights};
 use super::simd::InstructionSet;
 use super::step::{Context, Step};
 use super::vector::{Linear, Sinusoid};
-use super::winograd::WinogradConv;
+use super::winograd::{self, WinogradConv};
 use crate::control::Control;
 use crate::engine::{Inputs, Network};
 use crate::model::WeightSource;
 use crate::plan::{Conv, Op, ParamId, Plan};
 use crate::{Error, Result};
 
-/// Pixels of an output from which Winograd pays: with fewer, reading the larger weights costs more than it saves.
-const WINOGRAD_PIXELS: usize = 1024;
+/// Pixels of an output from which Winograd's larger tiles pay: with fewer, reading their weights costs more than the
+/// multiplications that they save.
+const LARGE_TILE_PIXELS: usize = 1024;
 
-/// Weights that are so few that reading them costs nothing.
+/// The same for weights that are so few that reading them costs little.
+const LARGE_TILE_PIXELS_FEW_WEIGHTS: usize = 256;
 const FEW_WEIGHTS: usize = 1 << 16;
+
+/// Pixels of an output from which Winograd's smaller tiles pay.
+const SMALL_TILE_PIXELS: usize = 64;
 
 pub(crate) struct CpuNetwork {
     plan: Plan,
@@ -181,10 +186,18 @@ impl Builder<'_> {
         let output = &self.plan.tensors[conv.output];
         let pixels = output.height * output.width;
         let inputs: usize = conv.source.parts.iter().map(|&part| self.plan.tensors[part].channels).sum();
-        let pays = pixels >= WINOGRAD_PIXELS || pixels >= 64 && inputs * output.channels <= FEW_WEIGHTS;
-        if pays && WinogradConv::fits(conv, self.plan) {
-            let weight = self.param(conv.weight, Layout::Winograd { panel: self.set.panel() })?;
-            return Ok(Box::new(WinogradConv::new(conv, self.plan, weight, bias, self.threads)));
+        let large = if inputs * output.channels <= FEW_WEIGHTS {
+            LARGE_TILE_PIXELS_FEW_WEIGHTS
+        } else {
+            LARGE_TILE_PIXELS
+        };
+        if pixels >= SMALL_TILE_PIXELS && winograd::fits(conv, self.plan) {
+            let tile = if pixels >= large { 4 } else { 2 };
+            let weight = self.param(conv.weight, Layout::Winograd { panel: self.set.panel(), tile })?;
+            return Ok(match tile {
+                4 => Box::new(WinogradConv::<4>::new(conv, self.plan, weight, bias, self.threads)),
+                _ => Box::new(WinogradConv::<2>::new(conv, self.plan, weight, bias, self.threads)),
+            });
         }
         let weight = self.param(conv.weight, self.panels(false))?;
         Ok(Box::new(DirectConv::new(conv, self.plan, weight, bias)))

@@ -20,8 +20,8 @@ pub(crate) enum Layout {
     /// A matrix `[out, in, taps...]` as panels of `panel` outputs: `[panels][taps][in][panel]`, the last panel padded with
     /// zeros. Where it is `grouped`, the first dimension of the parameter counts matrices that are packed one by one.
     Panels { panel: usize, grouped: bool },
-    /// A 3x3 kernel transformed for Winograd's F(4x4, 3x3): `[36][panels][in][panel]`.
-    Winograd { panel: usize },
+    /// A 3x3 kernel transformed for Winograd's algorithm with tiles of `tile` x `tile` outputs: `[points][panels][in][panel]`.
+    Winograd { panel: usize, tile: usize },
 }
 
 /// Packed parameters of one model. An entry is made once and shared by all networks that use it.
@@ -60,7 +60,7 @@ impl PackedWeights {
             Layout::Panels { panel, grouped: true } => {
                 panels(&tensor.data, &param.shape[1..], panel, param.shape[0])?
             }
-            Layout::Winograd { panel } => winograd_panels(&tensor.data, &param.shape, panel)?,
+            Layout::Winograd { panel, tile } => winograd_panels(&tensor.data, &param.shape, panel, tile)?,
         });
         self.0.insert(key, packed.clone());
         Ok(packed)
@@ -88,14 +88,14 @@ fn panels(data: &[f32], shape: &[usize], panel: usize, groups: usize) -> Result<
     Ok(buffer)
 }
 
-fn winograd_panels(data: &[f32], shape: &[usize], panel: usize) -> Result<Buffer> {
+fn winograd_panels(data: &[f32], shape: &[usize], panel: usize, tile: usize) -> Result<Buffer> {
     let (outputs, inputs) = (shape[0], shape[1]);
     let count = outputs.div_ceil(panel);
     let per_panel = inputs * panel;
-    let mut buffer = Buffer::zeroed(winograd::POINTS * count * per_panel)?;
+    let mut buffer = Buffer::zeroed(winograd::points(tile) * count * per_panel)?;
     // Panels of all points, so that each thread transforms the filters of its own outputs.
     let mut by_panel: Vec<Vec<&mut [f32]>> =
-        (0..count).map(|_| Vec::with_capacity(winograd::POINTS)).collect();
+        (0..count).map(|_| Vec::with_capacity(winograd::points(tile))).collect();
     for (index, chunk) in buffer.slice_mut().chunks_mut(per_panel).enumerate() {
         by_panel[index % count].push(chunk);
     }
@@ -104,9 +104,9 @@ fn winograd_panels(data: &[f32], shape: &[usize], panel: usize) -> Result<Buffer
         for out in first..outputs.min(first + panel) {
             for i in 0..inputs {
                 let filter = &data[(out * inputs + i) * 9..][..9];
-                for (point, value) in winograd::transform_filter(filter).iter().enumerate() {
-                    points[0][point][i * panel + out - first] = *value;
-                }
+                winograd::transform_filter(tile, filter, |point, value| {
+                    points[0][point][i * panel + out - first] = value;
+                });
             }
         }
     });

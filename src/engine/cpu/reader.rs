@@ -57,6 +57,11 @@ impl Reader {
         }
     }
 
+    /// Whether this is one tensor as it is.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.parts.len() == 1 && self.norm.is_none() && self.resample == Resample::None
+    }
+
     /// Writes `count` pixels of row `y` from column `x` on, `channels` of each, to `out`, one pixel every
     /// `pixel_stride` values. Pixels outside of the image are zero.
     ///

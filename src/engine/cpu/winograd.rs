@@ -1,27 +1,32 @@
-//! 3x3 convolution by Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray 2015): 36 multiplications for 16
-//! outputs instead of 144.
+//! 3x3 convolution by Winograd's minimal filtering (Lavin and Gray 2015): F(4x4, 3x3) takes 36 multiplications for 16
+//! outputs instead of 144, F(2x2, 3x3) takes 16 for 4 instead of 36, with smaller weights.
 //!
-//! Interpolation points are 0, 1, -1, 1/2, -2 and infinity, which lose fewer bits than the usual 0, 1, -1, 2, -2.
-//! A task takes a block of tiles through all three steps, so that transformed tiles never leave its cache:
-//! input rows are normalised into a ring of six rows and transformed, 36 matrix products follow, their results are
-//! transformed back and added to the output.
+//! F(4x4)'s interpolation points are 0, 1, -1, 1/2, -2 and infinity, which lose fewer bits than the usual 0, 1, -1, 2, -2.
+//!
+//! Input rows are normalised into a ring and transformed, a matrix product a point follows, the results are transformed
+//! back and added to the output. On large images a task takes a block of tiles through all steps, so that transformed
+//! tiles never leave its cache. Where there are so few tiles that reading the weights is what costs, all tiles go
+//! through one step at a time and the tasks divide the weights.
 
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::buffer::{Buffer, SharedMut};
 use super::product::{Product, Segment, product};
 use super::reader::{Map, Reader};
-use super::simd::{Kernel, Simd, panel};
+use super::simd::{Kernel, Simd};
 use super::step::{Context, ScratchSize, Step};
 use crate::plan::{Conv, Plan};
 
-/// Products a tile: 6 x 6.
-pub(crate) const POINTS: usize = 36;
+/// Points along one side of the largest tile.
+const MOST_POINTS: usize = 6;
 
-/// Rows and columns of outputs a tile.
-const TILE: usize = 4;
+/// Products a tile with `tile` x `tile` outputs.
+pub(crate) const fn points(tile: usize) -> usize {
+    (tile + 2) * (tile + 2)
+}
 
 /// Channels that are read and transformed at a time.
 const CHUNK: usize = 32;
@@ -29,9 +34,15 @@ const CHUNK: usize = 32;
 /// Tiles of a task at most. More tiles read the weights less often; fewer stay in cache.
 const BLOCK_TILES: usize = 64;
 
-/// `G g G^T`, in f64.
-pub(crate) fn transform_filter(filter: &[f32]) -> [f32; POINTS] {
+/// Weights from which tasks divide them where there are few tiles.
+const MANY_WEIGHTS: usize = 1 << 14;
+
+/// `G g G^T` in f64, for tiles of 4 x 4 or 2 x 2 outputs.
+pub(crate) fn transform_filter(tile: usize, filter: &[f32], mut write: impl FnMut(usize, f32)) {
     let g = |a: f64, b: f64, c: f64| {
+        if tile == 2 {
+            return [a, (a + b + c) / 2.0, (a - b + c) / 2.0, c, 0.0, 0.0];
+        }
         [
             a,
             (a + b + c) / 3.0,
@@ -41,38 +52,58 @@ pub(crate) fn transform_filter(filter: &[f32]) -> [f32; POINTS] {
             c,
         ]
     };
-    let mut columns = [[0.0; 6]; 3];
+    let mut columns = [[0.0; MOST_POINTS]; 3];
     for (x, column) in columns.iter_mut().enumerate() {
         *column = g(filter[x].into(), filter[3 + x].into(), filter[6 + x].into());
     }
-    let mut points = [0.0; POINTS];
-    for y in 0..6 {
-        for (x, value) in g(columns[0][y], columns[1][y], columns[2][y]).into_iter().enumerate() {
-            points[y * 6 + x] = value as f32;
+    let side = tile + 2;
+    for y in 0..side {
+        let row = g(columns[0][y], columns[1][y], columns[2][y]);
+        for (x, value) in row.into_iter().enumerate().take(side) {
+            write(y * side + x, value as f32);
         }
     }
-    points
 }
 
-/// A convolution for which Winograd was chosen. Its channels are multiples of [`CHUNK`].
-pub(crate) struct WinogradConv {
+/// A convolution for which Winograd was chosen, with tiles of `TILE` x `TILE` outputs. Its channels are multiples of
+/// [`CHUNK`].
+pub(crate) struct WinogradConv<const TILE: usize> {
     conv: Conv,
     weight: Arc<Buffer>,
     bias: Option<Arc<Buffer>>,
     inputs: usize,
     outputs: usize,
-    block: (usize, usize),
+    /// Rows and columns of tiles.
+    grid: (usize, usize),
+    batch: usize,
+    work: Work,
 }
 
-impl WinogradConv {
-    /// Whether the algorithm can be used.
-    pub(crate) fn fits(conv: &Conv, plan: &Plan) -> bool {
-        let channels = |&id: &usize| plan.tensors[id].channels;
-        conv.kernel == 3
-            && conv.stride == 1
-            && conv.source.parts.iter().all(|part| channels(part).is_multiple_of(CHUNK))
-            && channels(&conv.output).is_multiple_of(CHUNK)
-    }
+/// How tasks divide a convolution.
+enum Work {
+    /// Blocks of so many rows and columns of tiles go through all steps.
+    Blocks((usize, usize)),
+    /// All tiles go through one step at a time.
+    Steps,
+}
+
+/// Whether Winograd's algorithm can be used.
+pub(crate) fn fits(conv: &Conv, plan: &Plan) -> bool {
+    let channels = |&id: &usize| plan.tensors[id].channels;
+    conv.kernel == 3
+        && conv.stride == 1
+        && conv.source.parts.iter().all(|part| channels(part).is_multiple_of(CHUNK))
+        && channels(&conv.output).is_multiple_of(CHUNK)
+}
+
+/// Rows of transformed tiles are padded by a cache line, so that they do not all fall into one cache set.
+const fn stride(channels: usize) -> usize {
+    channels + 16
+}
+
+impl<const TILE: usize> WinogradConv<TILE> {
+    const SIDE: usize = TILE + 2;
+    const POINTS: usize = points(TILE);
 
     pub(crate) fn new(
         conv: &Conv,
@@ -84,151 +115,322 @@ impl WinogradConv {
         let output = &plan.tensors[conv.output];
         let inputs = conv.source.parts.iter().map(|&part| plan.tensors[part].channels).sum();
         let grid = (output.height.div_ceil(TILE), output.width.div_ceil(TILE));
-        // Every thread gets a block, if there are tiles enough.
-        let tiles = (grid.0 * grid.1 * plan.options.batch).div_ceil(threads).min(BLOCK_TILES);
-        let width = grid.1.min(16).min(tiles.max(1));
-        let block = ((tiles / width).clamp(1, grid.0), width);
-        Self { conv: conv.clone(), weight, bias, inputs, outputs: output.channels, block }
+        let batch = plan.options.batch;
+        let total = grid.0 * grid.1 * batch;
+        let work = if total <= BLOCK_TILES && inputs * output.channels >= MANY_WEIGHTS {
+            Work::Steps
+        } else {
+            // Every thread gets a block.
+            let tiles = total.div_ceil(threads).min(BLOCK_TILES);
+            let width = grid.1.min(16).min(tiles);
+            Work::Blocks(((tiles / width).clamp(1, grid.0), width))
+        };
+        Self { conv: conv.clone(), weight, bias, inputs, outputs: output.channels, grid, batch, work }
     }
 
-    fn tiles(&self) -> usize {
-        self.block.0 * self.block.1
+    /// Values of a ring that is `columns` tiles wide.
+    fn ring_len(columns: usize) -> usize {
+        Self::SIDE * (TILE * columns + 2) * CHUNK
     }
 
-    /// Rows of transformed tiles are padded by a cache line, so that they do not all fall into one cache set.
-    fn stride(channels: usize) -> usize {
-        channels + 16
+    /// The product of all tiles at `point`, for the panels of `columns`.
+    fn product(&self, point: usize, tiles: usize, columns: Range<usize>, panel: usize) -> PointProduct<'_> {
+        let weight = (point * self.outputs.div_ceil(panel) * panel + columns.start) * self.inputs;
+        PointProduct {
+            right: &self.weight.slice()[weight..],
+            inputs: self.inputs,
+            point,
+            tiles,
+            columns,
+            strides: (stride(self.inputs), stride(self.outputs)),
+        }
     }
 
-    fn ring_len(&self) -> usize {
-        6 * (TILE * self.block.1 + 2) * CHUNK
-    }
-}
-
-impl Step for WinogradConv {
-    fn scratch(&self) -> ScratchSize {
-        let rows = POINTS * self.tiles();
-        let private = self.ring_len() + rows * (Self::stride(self.inputs) + Self::stride(self.outputs));
-        ScratchSize { private, shared: 0 }
-    }
-
-    fn run(&self, context: &Context<'_>) {
-        let reader = context.reader(&self.conv.source);
-        let residual = self.conv.residual.as_ref().map(|source| context.reader(source));
-        let sample_bias = self.conv.sample_bias.map(|id| context.map(id));
-        let output = context.output(self.conv.output);
-        let (height, width) = reader.size();
-        let blocks = (height.div_ceil(TILE * self.block.0), width.div_ceil(TILE * self.block.1));
-        context.parallel(context.batch() * blocks.0 * blocks.1, |task| {
-            let (sample, block) = (task / (blocks.0 * blocks.1), task % (blocks.0 * blocks.1));
-            let top = block / blocks.1 * self.block.0 * TILE;
-            let left = block % blocks.1 * self.block.1 * TILE;
+    /// All tiles through one step at a time.
+    fn run_steps(&self, context: &Context<'_>, parts: &Parts<'_>) {
+        let (per_sample, panel) = (self.grid.0 * self.grid.1, context.set.panel());
+        let tiles = per_sample * self.batch;
+        let transformed = context.shared;
+        // SAFETY: shared scratch memory is as long as `scratch` says.
+        let products = unsafe { transformed.add(Self::POINTS * tiles * stride(self.inputs)) };
+        let block = |sample: usize, scratch: *mut f32| Block {
+            step: self,
+            parts,
+            output: context.output(self.conv.output),
+            sample,
+            top: 0,
+            left: 0,
+            tiles: self.grid,
+            count: tiles,
+            ring: scratch,
+            // SAFETY: as above; samples follow each other.
+            transformed: unsafe { transformed.add(sample * per_sample * stride(self.inputs)) }.get(),
+            // SAFETY: as above.
+            products: unsafe { products.add(sample * per_sample * stride(self.outputs)) }.get(),
+        };
+        let chunks = self.inputs / CHUNK;
+        context.parallel(self.batch * chunks, |task| {
+            let channels = task % chunks * CHUNK..(task % chunks + 1) * CHUNK;
             context.with_private(|scratch| {
-                let tiles = (
-                    self.block.0.min((height - top).div_ceil(TILE)),
-                    self.block.1.min((width - left).div_ceil(TILE)),
-                );
-                let kernel = Block {
+                let kernel = TransformInput { block: block(task / chunks, scratch), channels };
+                // SAFETY: each task writes its own channels of the transformed tiles.
+                unsafe { context.dispatch(kernel) }
+            });
+        });
+        let share = self.outputs.div_ceil(4 * context.private.len()).next_multiple_of(panel);
+        let shares = self.outputs.div_ceil(share);
+        context.parallel(Self::POINTS * shares, |task| {
+            let columns = task % shares * share..self.outputs.min((task % shares + 1) * share);
+            let product = self.product(task / shares, tiles, columns, panel);
+            // SAFETY: each task writes its own point and channels of the products.
+            unsafe { context.dispatch(product.of(transformed.get(), products.get())) }
+        });
+        let chunks = self.outputs / CHUNK;
+        context.parallel(self.batch * chunks, |task| {
+            let channels = task % chunks * CHUNK..(task % chunks + 1) * CHUNK;
+            let kernel = TransformOutput { block: block(task / chunks, std::ptr::null_mut()), channels };
+            // SAFETY: each task writes its own channels of the output.
+            unsafe { context.dispatch(kernel) }
+        });
+    }
+
+    /// Each block of tiles through all steps.
+    fn run_blocks(&self, context: &Context<'_>, parts: &Parts<'_>, block: (usize, usize)) {
+        let (height, width) = parts.reader.size();
+        let output = context.output(self.conv.output);
+        let blocks = (self.grid.0.div_ceil(block.0), self.grid.1.div_ceil(block.1));
+        context.parallel(self.batch * blocks.0 * blocks.1, |task| {
+            let (sample, index) = (task / (blocks.0 * blocks.1), task % (blocks.0 * blocks.1));
+            let top = index / blocks.1 * block.0 * TILE;
+            let left = index % blocks.1 * block.1 * TILE;
+            let tiles =
+                (block.0.min((height - top).div_ceil(TILE)), block.1.min((width - left).div_ceil(TILE)));
+            let count = tiles.0 * tiles.1;
+            context.with_private(|ring| {
+                let transformed = ring.wrapping_add(Self::ring_len(block.1));
+                let products =
+                    transformed.wrapping_add(Self::POINTS * block.0 * block.1 * stride(self.inputs));
+                let block = Block {
                     step: self,
-                    reader: &reader,
-                    residual: residual.as_ref(),
-                    sample_bias,
+                    parts,
                     output,
                     sample,
                     top,
                     left,
                     tiles,
-                    scratch,
+                    count,
+                    ring,
+                    transformed,
+                    products,
                 };
                 // SAFETY: scratch has the size that was asked for; blocks write disjoint parts of the output.
-                unsafe { context.dispatch(kernel) }
+                unsafe { context.dispatch(AllSteps { block, panel: context.set.panel() }) }
             });
         });
     }
 }
 
-struct Block<'a> {
-    step: &'a WinogradConv,
-    reader: &'a Reader,
-    residual: Option<&'a Reader>,
-    sample_bias: Option<Map>,
-    output: SharedMut,
-    sample: usize,
-    top: usize,
-    left: usize,
-    tiles: (usize, usize),
-    scratch: *mut f32,
-}
-
-impl Kernel for Block<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let step = self.step;
-        let count = self.tiles.0 * self.tiles.1;
-        let (in_stride, out_stride) = (WinogradConv::stride(step.inputs), WinogradConv::stride(step.outputs));
-        // SAFETY: the three parts of scratch are as long as `WinogradConv::scratch` says.
-        unsafe {
-            let ring = self.scratch;
-            let transformed = ring.add(step.ring_len());
-            let products = transformed.add(POINTS * step.tiles() * in_stride);
-            for chunk in (0..step.inputs).step_by(CHUNK) {
-                self.transform_input::<S>(chunk, ring, transformed.add(chunk), count * in_stride, in_stride);
+impl<const TILE: usize> Step for WinogradConv<TILE> {
+    fn scratch(&self) -> ScratchSize {
+        let tile = Self::POINTS * (stride(self.inputs) + stride(self.outputs));
+        match self.work {
+            Work::Blocks(block) => {
+                ScratchSize { private: Self::ring_len(block.1) + block.0 * block.1 * tile, shared: 0 }
             }
-            let per_point = step.outputs.div_ceil(panel::<S>()) * step.inputs * panel::<S>();
-            for point in 0..POINTS {
-                let start = transformed.add(point * count * in_stride).cast_const();
-                product::<S>(&Product {
-                    segments: &[Segment { start, row_stride: in_stride, len: step.inputs }],
-                    rows: count,
-                    right: step.weight.slice().as_ptr().add(point * per_point),
-                    columns: step.outputs,
-                    bias: std::ptr::null(),
-                    accumulate: false,
-                    out: products.add(point * count * out_stride),
-                    out_stride,
-                });
-            }
-            self.transform_output::<S>(products, count * out_stride, out_stride);
+            Work::Steps => ScratchSize {
+                private: Self::ring_len(self.grid.1),
+                shared: self.grid.0 * self.grid.1 * self.batch * tile,
+            },
+        }
+    }
+
+    fn run(&self, context: &Context<'_>) {
+        let parts = Parts {
+            reader: &context.reader(&self.conv.source),
+            residual: self.conv.residual.as_ref().map(|source| context.reader(source)),
+            sample_bias: self.conv.sample_bias.map(|id| context.map(id)),
+        };
+        match self.work {
+            Work::Blocks(block) => self.run_blocks(context, &parts, block),
+            Work::Steps => self.run_steps(context, &parts),
         }
     }
 }
 
-impl Block<'_> {
-    /// Transforms channels `chunk..chunk + CHUNK` of all tiles; points are `point_stride` values apart.
+/// What a convolution reads beside its weights.
+struct Parts<'a> {
+    reader: &'a Reader,
+    residual: Option<Reader>,
+    sample_bias: Option<Map>,
+}
+
+/// A block of tiles of one sample and where their transformed values lie.
+struct Block<'a, const TILE: usize> {
+    step: &'a WinogradConv<TILE>,
+    parts: &'a Parts<'a>,
+    output: SharedMut,
+    sample: usize,
+    /// First row and column of outputs.
+    top: usize,
+    left: usize,
+    /// Rows and columns of tiles.
+    tiles: (usize, usize),
+    /// Tiles at each point, those of other samples included.
+    count: usize,
+    ring: *mut f32,
+    transformed: *mut f32,
+    products: *mut f32,
+}
+
+/// A block through all steps.
+struct AllSteps<'a, const TILE: usize> {
+    block: Block<'a, TILE>,
+    panel: usize,
+}
+
+impl<const TILE: usize> Kernel for AllSteps<'_, TILE> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let block = &self.block;
+        let step = block.step;
+        // SAFETY: the three parts of scratch memory are as long as they have to be.
+        unsafe {
+            for chunk in (0..step.inputs).step_by(CHUNK) {
+                block.transform_input::<S>(chunk);
+            }
+            for point in 0..WinogradConv::<TILE>::POINTS {
+                let point = step.product(point, block.count, 0..step.outputs, self.panel);
+                point.of(block.transformed, block.products).run::<S>();
+            }
+            block.transform_output::<S>(0..step.outputs);
+        }
+    }
+}
+
+struct TransformInput<'a, const TILE: usize> {
+    block: Block<'a, TILE>,
+    channels: Range<usize>,
+}
+
+impl<const TILE: usize> Kernel for TransformInput<'_, TILE> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: promised by the caller.
+        unsafe { self.block.transform_input::<S>(self.channels.start) }
+    }
+}
+
+struct TransformOutput<'a, const TILE: usize> {
+    block: Block<'a, TILE>,
+    channels: Range<usize>,
+}
+
+impl<const TILE: usize> Kernel for TransformOutput<'_, TILE> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: promised by the caller.
+        unsafe { self.block.transform_output::<S>(self.channels) }
+    }
+}
+
+/// A matrix product at one point.
+struct PointProduct<'a> {
+    right: &'a [f32],
+    inputs: usize,
+    point: usize,
+    tiles: usize,
+    columns: Range<usize>,
+    strides: (usize, usize),
+}
+
+impl PointProduct<'_> {
+    /// The same on memory that holds all points.
+    fn of(&self, transformed: *const f32, products: *mut f32) -> OwnedProduct {
+        let (in_stride, out_stride) = self.strides;
+        OwnedProduct {
+            left: Segment {
+                start: transformed.wrapping_add(self.point * self.tiles * in_stride),
+                row_stride: in_stride,
+                len: self.inputs,
+            },
+            rows: self.tiles,
+            right: self.right.as_ptr(),
+            columns: self.columns.len(),
+            out: products.wrapping_add(self.point * self.tiles * out_stride + self.columns.start),
+            out_stride,
+        }
+    }
+}
+
+/// A [`Product`] with one segment.
+struct OwnedProduct {
+    left: Segment,
+    rows: usize,
+    right: *const f32,
+    columns: usize,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+impl Kernel for OwnedProduct {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            product::<S>(&Product {
+                segments: &[self.left],
+                rows: self.rows,
+                right: self.right,
+                columns: self.columns,
+                bias: std::ptr::null(),
+                accumulate: false,
+                out: self.out,
+                out_stride: self.out_stride,
+            });
+        }
+    }
+}
+
+impl<const TILE: usize> Block<'_, TILE> {
+    const SIDE: usize = TILE + 2;
+
+    /// Transforms channels `chunk..chunk + CHUNK` of all tiles.
     ///
     /// # Safety
-    /// As for the kernel.
+    /// Ring and transformed tiles have the size that they need, and no other task writes them.
     #[inline(always)]
-    unsafe fn transform_input<S: Simd>(
-        &self,
-        chunk: usize,
-        ring: *mut f32,
-        transformed: *mut f32,
-        point_stride: usize,
-        tile_stride: usize,
-    ) {
+    unsafe fn transform_input<S: Simd>(&self, chunk: usize) {
+        let tile_stride = stride(self.step.inputs);
+        let point_stride = self.count * tile_stride;
         let columns = TILE * self.tiles.1 + 2;
         let row_len = columns * CHUNK;
-        // SAFETY: the ring has six rows of this length; every tile has its row in `transformed`.
+        // SAFETY: the ring has as many rows as a tile; every tile has its row in `transformed`.
         unsafe {
             let mut filled = 0;
             for tile_y in 0..self.tiles.0 {
-                // Row r of the block, counted from the padding above it, lives in slot r % 6.
-                while filled < TILE * tile_y + 6 {
+                // Row r of the block, counted from the padding above it, lives in slot r % SIDE.
+                while filled < TILE * tile_y + Self::SIDE {
                     let y = (self.top + filled) as isize - 1;
-                    let slot = ring.add(filled % 6 * row_len);
+                    let slot = self.ring.add(filled % Self::SIDE * row_len);
                     let x = self.left as isize - 1;
-                    self.reader.row::<S>(self.sample, y, x, columns, chunk..chunk + CHUNK, slot, CHUNK);
+                    self.parts.reader.row::<S>(self.sample, y, x, columns, chunk..chunk + CHUNK, slot, CHUNK);
                     filled += 1;
                 }
                 for tile_x in 0..self.tiles.1 {
-                    let to = transformed.add((tile_y * self.tiles.1 + tile_x) * tile_stride);
+                    let to = self.transformed.add((tile_y * self.tiles.1 + tile_x) * tile_stride + chunk);
                     let mut c = 0;
                     while c < CHUNK {
-                        let from = ring.add(TILE * tile_x * CHUNK + c).cast_const();
-                        input_tile::<S>(from, row_len, TILE * tile_y % 6, to.add(c), point_stride);
+                        let from = self.ring.add(TILE * tile_x * CHUNK + c).cast_const();
+                        let first = TILE * tile_y % Self::SIDE;
+                        input_tile::<S, TILE>(from, row_len, first, to.add(c), point_stride);
                         c += S::LANES;
                     }
                 }
@@ -236,53 +438,58 @@ impl Block<'_> {
         }
     }
 
-    /// Transforms all tiles back and adds bias and residual.
+    /// Transforms `channels` of all tiles back and adds bias and residual.
     ///
     /// # Safety
-    /// As for the kernel.
+    /// As [`transform_input`](Self::transform_input).
     #[inline(always)]
-    unsafe fn transform_output<S: Simd>(
-        &self,
-        products: *const f32,
-        point_stride: usize,
-        tile_stride: usize,
-    ) {
-        let (height, width) = self.reader.size();
-        let channels = self.step.outputs;
+    unsafe fn transform_output<S: Simd>(&self, channels: Range<usize>) {
+        let (height, width) = self.parts.reader.size();
+        let outputs = self.step.outputs;
+        let tile_stride = stride(outputs);
         let rows = (TILE * self.tiles.0).min(height - self.top);
         let columns = (TILE * self.tiles.1).min(width - self.left);
         // SAFETY: only pixels of this block inside the image are written.
         unsafe {
-            let image = self.output.get().add(self.sample * height * width * channels);
-            for y in 0..rows {
-                let Some(residual) = self.residual else { break };
-                let row = image.add(((self.top + y) * width + self.left) * channels);
-                let (y, x) = ((self.top + y) as isize, self.left as isize);
-                residual.row::<S>(self.sample, y, x, columns, 0..channels, row, channels);
+            let offset = self.sample * height * width * outputs;
+            let image = self.output.get().add(offset);
+            // A residual that lies like the output is added on the way; any other is laid there first.
+            let mut added: *const f32 = std::ptr::null();
+            if let Some(residual) = &self.parts.residual {
+                added = image;
+                if residual.is_plain() {
+                    added = residual.parts[0].data.add(offset);
+                } else {
+                    for y in self.top..self.top + rows {
+                        let row = image.add((y * width + self.left) * outputs + channels.start);
+                        let (y, x) = (y as isize, self.left as isize);
+                        residual.row::<S>(self.sample, y, x, columns, channels.clone(), row, outputs);
+                    }
+                }
             }
             for tile_y in 0..self.tiles.0 {
                 for tile_x in 0..self.tiles.1 {
-                    let from = products.add((tile_y * self.tiles.1 + tile_x) * tile_stride);
+                    let from = self.products.add((tile_y * self.tiles.1 + tile_x) * tile_stride);
                     let (y, x) = (self.top + TILE * tile_y, self.left + TILE * tile_x);
-                    let to = image.add((y * width + x) * channels);
+                    let at = (y * width + x) * outputs;
                     let size = (TILE.min(height - y), TILE.min(width - x));
-                    let mut c = 0;
-                    while c < channels {
+                    let mut c = channels.start;
+                    while c < channels.end {
                         let mut bias = S::splat(0.0);
                         if let Some(values) = &self.step.bias {
                             bias = S::load(values.slice().as_ptr().add(c));
                         }
-                        if let Some(values) = self.sample_bias {
-                            bias = S::add(bias, S::load(values.data.add(self.sample * channels + c)));
+                        if let Some(values) = self.parts.sample_bias {
+                            bias = S::add(bias, S::load(values.data.add(self.sample * outputs + c)));
                         }
                         let target = Target {
-                            to: to.add(c),
-                            row_stride: width * channels,
-                            pixel_stride: channels,
+                            to: image.add(at + c),
+                            added: if added.is_null() { added } else { added.add(at + c) },
+                            row_stride: width * outputs,
+                            pixel_stride: outputs,
                             size,
-                            add: self.residual.is_some(),
                         };
-                        output_tile::<S>(from.add(c), point_stride, bias, &target);
+                        output_tile::<S, TILE>(from.add(c), self.count * tile_stride, bias, &target);
                         c += S::LANES;
                     }
                 }
@@ -296,9 +503,20 @@ impl Block<'_> {
 /// # Safety
 /// The instruction set is there.
 #[inline(always)]
-unsafe fn input_transform<S: Simd>(d: [S::V; 6]) -> [S::V; 6] {
+unsafe fn input_transform<S: Simd, const TILE: usize>(d: [S::V; MOST_POINTS]) -> [S::V; MOST_POINTS] {
     // SAFETY: promised by the caller.
     unsafe {
+        if TILE == 2 {
+            let zero = S::splat(0.0);
+            return [
+                S::sub(d[0], d[2]),
+                S::add(d[1], d[2]),
+                S::sub(d[2], d[1]),
+                S::sub(d[3], d[1]),
+                zero,
+                zero,
+            ];
+        }
         let k = S::splat(1.5);
         let a = S::sub(d[3], d[1]);
         let b = S::sub(d[4], d[2]);
@@ -316,42 +534,43 @@ unsafe fn input_transform<S: Simd>(d: [S::V; 6]) -> [S::V; 6] {
 /// `B^T d B` for the tile whose rows start at slot `first` of the ring at `from`.
 ///
 /// # Safety
-/// The ring has six rows, and `to` takes 36 vectors `point_stride` apart.
+/// The ring has as many rows as the tile, and `to` takes a vector a point, `point_stride` apart.
 #[inline(always)]
-unsafe fn input_tile<S: Simd>(
+unsafe fn input_tile<S: Simd, const TILE: usize>(
     from: *const f32,
     row_len: usize,
     first: usize,
     to: *mut f32,
     point_stride: usize,
 ) {
+    let side = TILE + 2;
     // SAFETY: promised by the caller.
     unsafe {
         let zero = S::splat(0.0);
-        let mut rows = [[zero; 6]; 6];
+        let mut rows = [[zero; MOST_POINTS]; MOST_POINTS];
         let mut x = 0;
-        while x < 6 {
-            let mut d = [zero; 6];
+        while x < side {
+            let mut d = [zero; MOST_POINTS];
             let mut y = 0;
-            while y < 6 {
-                let slot = if first + y < 6 { first + y } else { first + y - 6 };
+            while y < side {
+                let slot = if first + y < side { first + y } else { first + y - side };
                 d[y] = S::load(from.add(slot * row_len + x * CHUNK));
                 y += 1;
             }
-            let v = input_transform::<S>(d);
+            let v = input_transform::<S, TILE>(d);
             let mut y = 0;
-            while y < 6 {
+            while y < side {
                 rows[y][x] = v[y];
                 y += 1;
             }
             x += 1;
         }
         let mut y = 0;
-        while y < 6 {
-            let v = input_transform::<S>(rows[y]);
+        while y < side {
+            let v = input_transform::<S, TILE>(rows[y]);
             let mut x = 0;
-            while x < 6 {
-                S::store(to.add((y * 6 + x) * point_stride), v[x]);
+            while x < side {
+                S::store(to.add((y * side + x) * point_stride), v[x]);
                 x += 1;
             }
             y += 1;
@@ -364,11 +583,14 @@ unsafe fn input_tile<S: Simd>(
 /// # Safety
 /// The instruction set is there.
 #[inline(always)]
-unsafe fn output_transform<S: Simd>(m: [S::V; 6]) -> [S::V; 4] {
+unsafe fn output_transform<S: Simd, const TILE: usize>(m: [S::V; MOST_POINTS]) -> [S::V; 4] {
     // SAFETY: promised by the caller.
     unsafe {
         let sum = S::add(m[1], m[2]);
         let difference = S::sub(m[1], m[2]);
+        if TILE == 2 {
+            return [S::add(m[0], sum), S::add(difference, m[3]), m[0], m[0]];
+        }
         [
             S::add(S::add(m[0], sum), S::add(m[3], m[4])),
             S::mul_add(S::splat(0.5), m[3], S::mul_add(S::splat(-2.0), m[4], difference)),
@@ -381,51 +603,62 @@ unsafe fn output_transform<S: Simd>(m: [S::V; 6]) -> [S::V; 4] {
 /// Where a tile of outputs goes.
 struct Target {
     to: *mut f32,
+    /// What is added, laid out like the output, or null.
+    added: *const f32,
     row_stride: usize,
     pixel_stride: usize,
     /// Rows and columns inside the image.
     size: (usize, usize),
-    /// Adds to what is there.
-    add: bool,
 }
 
 /// `A^T m A + bias` for one tile.
 ///
 /// # Safety
-/// `from` has 36 vectors `point_stride` apart; the target takes the pixels inside the image.
+/// `from` has a vector a point, `point_stride` apart; the target takes the pixels inside the image.
 #[inline(always)]
-unsafe fn output_tile<S: Simd>(from: *const f32, point_stride: usize, bias: S::V, target: &Target) {
+unsafe fn output_tile<S: Simd, const TILE: usize>(
+    from: *const f32,
+    point_stride: usize,
+    bias: S::V,
+    target: &Target,
+) {
+    let side = TILE + 2;
     // SAFETY: promised by the caller.
     unsafe {
         let zero = S::splat(0.0);
-        let mut rows = [[zero; 6]; 4];
+        let mut rows = [[zero; MOST_POINTS]; 4];
         let mut x = 0;
-        while x < 6 {
-            let mut m = [zero; 6];
+        while x < side {
+            let mut m = [zero; MOST_POINTS];
             let mut y = 0;
-            while y < 6 {
-                m[y] = S::load(from.add((y * 6 + x) * point_stride));
+            while y < side {
+                m[y] = S::load(from.add((y * side + x) * point_stride));
                 y += 1;
             }
-            let v = output_transform::<S>(m);
+            let v = output_transform::<S, TILE>(m);
             let mut y = 0;
-            while y < 4 {
+            while y < TILE {
                 rows[y][x] = v[y];
                 y += 1;
             }
             x += 1;
         }
         let mut y = 0;
-        while y < target.size.0 {
-            let v = output_transform::<S>(rows[y]);
-            let mut x = 0;
-            while x < 4 {
-                if x < target.size.1 {
-                    let to = target.to.add(y * target.row_stride + x * target.pixel_stride);
-                    let value = S::add(v[x], bias);
-                    S::store(to, if target.add { S::add(S::load(to), value) } else { value });
+        while y < TILE {
+            if y < target.size.0 {
+                let v = output_transform::<S, TILE>(rows[y]);
+                let mut x = 0;
+                while x < TILE {
+                    if x < target.size.1 {
+                        let at = y * target.row_stride + x * target.pixel_stride;
+                        let mut value = S::add(v[x], bias);
+                        if !target.added.is_null() {
+                            value = S::add(value, S::load(target.added.add(at)));
+                        }
+                        S::store(target.to.add(at), value);
+                    }
+                    x += 1;
                 }
-                x += 1;
             }
             y += 1;
         }
