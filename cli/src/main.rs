@@ -6,8 +6,11 @@ mod demo;
 mod error;
 mod files;
 mod images;
+mod labelled;
+mod model;
 mod operations;
 mod output;
+mod outputs;
 mod progress;
 
 use std::process::ExitCode;
@@ -36,8 +39,18 @@ Exit codes: 0 all went well, 1 something failed, 2 wrong usage.";
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Fit a model to a few labelled images
+    Fit(Box<commands::fit::Arguments>),
+    /// Segment images with a fitted model
+    Segment(Box<commands::segment::Arguments>),
     /// Measure how well predicted labels agree with true ones
     Eval(commands::eval::Arguments),
+    /// See all of it work on images that are drawn for it
+    Demo(commands::demo::Arguments),
+    /// Tell what a model file is
+    Info(Box<commands::info::Arguments>),
+    /// Turn PyTorch checkpoints into a model file
+    Import(Box<commands::import::Arguments>),
     /// List what this machine can compute on
     Devices(commands::devices::Arguments),
     /// Measure how fast this machine is
@@ -46,9 +59,14 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Fit(arguments) => commands::fit::run(&arguments),
+        Command::Segment(arguments) => commands::segment::run(&arguments),
         Command::Eval(arguments) => commands::eval::run(&arguments),
-        Command::Bench(arguments) => commands::bench::run(&arguments),
+        Command::Demo(arguments) => commands::demo::run(&arguments),
+        Command::Info(arguments) => commands::info::run(&arguments),
+        Command::Import(arguments) => commands::import::run(&arguments),
         Command::Devices(arguments) => commands::devices::run(&arguments),
+        Command::Bench(arguments) => commands::bench::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
