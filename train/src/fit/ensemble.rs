@@ -44,7 +44,7 @@ pub struct FittedHeads {
 /// Fits heads for `classes` classes on `threads` threads of its own; their number does not change the result.
 ///
 /// # Errors
-/// [`Error::Invalid`] for options out of range, for fewer than two classes with samples and for a sample of a class that
+/// [`Error::Invalid`] for options out of range, for features that are not finite, for fewer than two classes with samples and for a sample of a class that
 /// is not below `classes`; [`Error::Cancelled`].
 pub fn fit_heads(
     samples: &Samples,
@@ -64,6 +64,9 @@ pub fn fit_heads(
     }
     if present(samples, &all).len() < 2 {
         return Err(Error::invalid("labels", "at least two classes must be labelled"));
+    }
+    if all.iter().any(|&index| samples.features(index as usize).iter().any(|value| !value.is_finite())) {
+        return Err(Error::invalid("features", "some are not finite; are the backbone's weights intact?"));
     }
     let (kept, held): (Vec<u32>, Vec<u32>) =
         all.iter().partition(|&&index| !samples.is_held_out(index as usize));
@@ -178,7 +181,7 @@ impl<'a> Job<'a> {
             if !loss.is_finite() {
                 return Err(Error::invalid(
                     "features",
-                    "the loss is not a finite number; are the backbone's weights intact?",
+                    "the loss grew beyond all numbers; they may be too large, or the learning rate too high",
                 ));
             }
             next += self.batch;

@@ -36,8 +36,14 @@ impl Random {
 
     /// Brings `items` into an order of which all are equally likely.
     pub(crate) fn shuffle(&mut self, items: &mut [u32]) {
-        for end in (1..items.len()).rev() {
-            items.swap(end, self.below(end as u32 + 1) as usize);
+        self.shuffle_front(items, items.len());
+    }
+
+    /// Brings `count` of `items`, chosen at random, to the front.
+    pub(crate) fn shuffle_front(&mut self, items: &mut [u32], count: usize) {
+        for start in 0..count.min(items.len()) {
+            let rest = (items.len() - start) as u32;
+            items.swap(start, start + self.below(rest) as usize);
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What several tests need: golden files and the values they are generated from.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::path::PathBuf;
 
