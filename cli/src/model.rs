@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mdm::model::{BackboneOptions, Model, Preset};
 
-use crate::arguments::{AttentionOrder, ConfigurationArguments, NoiseArgument, PresetArgument};
+use crate::arguments::{AttentionOrder, ConfigurationArguments, PresetArgument};
 use crate::error::{Result, failed, warn};
 
 /// Opens a file with heads, its backbone perhaps in another one.

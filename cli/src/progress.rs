@@ -84,10 +84,6 @@ impl StepProgress {
         self.0.set_position(progress.done);
     }
 
-    pub(crate) fn suspend<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.0.suspend(work)
-    }
-
     pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
     }

@@ -16,13 +16,13 @@ fn fitted() -> tempfile::TempDir {
     for (name, centre) in [("a", (12, 14)), ("b", (25, 22))] {
         disc(folder.path(), name, centre);
     }
-    fit(folder.path(), &[]).expect(0, &[]);
+    fit(folder.path(), "model.safetensors", &[]).expect(0, &[]);
     folder
 }
 
-fn fit(folder: &Path, more: &[&str]) -> Run {
+fn fit(folder: &Path, output: &str, more: &[&str]) -> Run {
     let mut arguments = vec!["fit", "--backbone", "backbone.safetensors", "--images", "images", "--labels", "labels"];
-    arguments.extend(["--ensemble", "2", "-o", "model.safetensors"]);
+    arguments.extend(["--ensemble", "2", "-o", output]);
     arguments.extend(more);
     mdm(folder, &arguments)
 }
@@ -121,7 +121,7 @@ fn an_output_that_cannot_be_written_is_said_at_once() {
     let folder = fitted();
     std::fs::write(folder.path().join("out"), "a file in the way").expect("a file");
     segment(folder.path(), &["images"]).expect(1, &["out", "cannot create this folder", "-o"]);
-    fit(folder.path(), &["-o", "nowhere/model.safetensors"]).expect(2, &["nowhere", "no such folder"]);
+    fit(folder.path(), "nowhere/model.safetensors", &[]).expect(2, &["nowhere", "no such folder"]);
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_model_that_cannot_segment_says_what_it_needs() {
     run("labels/a.png").expect(1, &["labels/a.png"]);
     let backbone = run("backbone.safetensors");
     assert!(backbone.code != 0 && backbone.err.contains("heads"), "{}", backbone.err);
-    fit(folder.path(), &["--heads-only", "-o", "heads.safetensors"]).expect(0, &[]);
+    fit(folder.path(), "heads.safetensors", &["--heads-only"]).expect(0, &[]);
     let alone = run("heads.safetensors");
     assert!(alone.code != 0 && alone.err.contains("backbone"), "{}", alone.err);
     mdm(
@@ -146,18 +146,18 @@ fn a_model_that_cannot_segment_says_what_it_needs() {
 fn labels_that_cannot_be_meant_are_refused_before_any_work() {
     let folder = folders(&["images", "labels"]);
     backbone(&folder.path().join("backbone.safetensors"));
-    fit(folder.path(), &[]).expect(1, &["images", "no PNG, JPEG, TIFF or BMP"]);
+    fit(folder.path(), "model.safetensors", &[]).expect(1, &["images", "no PNG, JPEG, TIFF or BMP"]);
     disc(folder.path(), "a", (12, 14));
     let labels = folder.path().join("labels/a.png");
     write_labels(&labels, SIDE - 1, &vec![1; (SIDE - 1) * SIDE]);
-    fit(folder.path(), &[]).expect(1, &["labels/a.png: is 39 x 40", "images/a.png is 40 x 40"]);
+    fit(folder.path(), "model.safetensors", &[]).expect(1, &["labels/a.png: is 39 x 40", "images/a.png is 40 x 40"]);
     write_labels(&labels, SIDE, &vec![0; SIDE * SIDE]);
-    fit(folder.path(), &[]).expect(1, &["only class 0"]);
+    fit(folder.path(), "model.safetensors", &[]).expect(1, &["only class 0"]);
     let mask: Vec<u8> = (0..SIDE * SIDE).map(|at| if at % 3 == 0 { 255 } else { 0 }).collect();
     write_labels(&labels, SIDE, &mask);
-    fit(folder.path(), &[]).expect(1, &["replace 255 by 1"]);
+    fit(folder.path(), "model.safetensors", &[]).expect(1, &["replace 255 by 1"]);
     std::fs::rename(&labels, folder.path().join("labels/c.png")).expect("renamed");
-    fit(folder.path(), &[]).expect(1, &["no label file has the name of an image"]);
+    fit(folder.path(), "model.safetensors", &[]).expect(1, &["no label file has the name of an image"]);
     assert!(!folder.path().join("model.safetensors").exists());
 }
 
@@ -175,7 +175,7 @@ fn scribbles_and_a_seed_decide_the_model() {
         .collect();
     write_labels(&folder.path().join("labels/a.png"), SIDE, &scribbles);
     let model = |seed: &str| {
-        let run = fit(folder.path(), &["--seed", seed, "--classes", "glass,cell", "--json"]).expect(0, &[]);
+        let run = fit(folder.path(), "model.safetensors", &["--seed", seed, "--classes", "glass,cell", "--json"]).expect(0, &[]);
         assert_eq!(run.json()["classes"][1]["name"], "cell");
         assert_eq!(run.json()["classes"][1]["labelled_pixels"], 28);
         std::fs::read(folder.path().join("model.safetensors")).expect("the model is there")

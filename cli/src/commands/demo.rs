@@ -46,8 +46,11 @@ const SEGMENTED: (usize, usize) = (512, 78);
 /// Size of the ensemble.
 const HEADS: usize = 3;
 
+/// Spots that are painted exactly.
+const SPOTS: usize = 6;
+
 /// Strokes of each class.
-const STROKES: usize = 16;
+const STROKES: usize = 12;
 
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -88,7 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let device = arguments.device.open()?;
 
     let labelled = draw_nuclei(2 * arguments.seed, LABELLED.0, LABELLED.0, LABELLED.1);
-    let labels = scribble(&labelled, arguments.seed, STROKES);
+    let labels = scribble(&labelled, arguments.seed, SPOTS, STROKES);
     let pair = Pair { image: folder.join("labelled.png"), labels: folder.join("labels.png") };
     write_field(&pair.image, &labelled)?;
     write_classes(&pair.labels, &labelled, &labels)?;
