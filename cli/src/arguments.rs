@@ -149,7 +149,11 @@ fn range(text: &str) -> Result<RangeInclusive<usize>, String> {
     match text.split_once("..=").or_else(|| text.split_once("..")).or_else(|| text.split_once('-')) {
         Some((first, last)) => {
             let range = number(first)?..=number(last)?;
-            if range.is_empty() { Err(format!("{text} is empty: write the smaller number first")) } else { Ok(range) }
+            if range.is_empty() {
+                Err(format!("{text} is empty: write the smaller number first"))
+            } else {
+                Ok(range)
+            }
         }
         None => number(text).map(|only| only..=only),
     }

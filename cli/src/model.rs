@@ -58,7 +58,8 @@ pub(crate) fn options(arguments: &ConfigurationArguments) -> Result<BackboneOpti
 fn from_file(path: &Path) -> Result<BackboneOptions> {
     let cannot = |reason: String| failed(path, format!("cannot be read as a configuration: {reason}"));
     let text = std::fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
-    let mut json: serde_json::Value = serde_json::from_str(&text).map_err(|error| cannot(error.to_string()))?;
+    let mut json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| cannot(error.to_string()))?;
     let object = json.as_object_mut().ok_or_else(|| cannot("it is not a JSON object".to_owned()))?;
     object.retain(|_, value| value.as_i64() != Some(-1));
     serde_json::from_value(json).map_err(|error| cannot(error.to_string()))

@@ -15,7 +15,7 @@ use crate::arguments::DeviceArguments;
 use crate::commands::fit::{Job, classes};
 use crate::demo::{Field, draw_nuclei, scribble};
 use crate::error::Result;
-use crate::files::{stage, write_file, writable_folder};
+use crate::files::{stage, writable_folder, write_file};
 use crate::images::{UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
 use crate::labelled::Pair;
 use crate::output::{print, print_json};
@@ -121,7 +121,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let result = segmenter.segment(&image.view()?, &Control::none())?;
     write_classes(&folder.join("mask.png"), &unknown, &result.labels)?;
     let colours: Vec<[u8; 3]> = model.metadata().classes.iter().map(|class| class.colour).collect();
-    stage(&folder.join("overlay.png"), |out| write_overlay(out, &image, &result.labels, &colours))?.commit()?;
+    stage(&folder.join("overlay.png"), |out| write_overlay(out, &image, &result.labels, &colours))?
+        .commit()?;
     let scores = Scores::of_classes(&result.labels, &unknown.truth, unknown.width)?;
     let report = Report {
         dice: scores.dice,

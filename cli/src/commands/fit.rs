@@ -140,7 +140,8 @@ impl Job<'_> {
         let progress = StepProgress::new("windows");
         let report = |step| progress.report(step);
         let control = Control::none().with_progress(&report);
-        let collected = collect(backbone, device, &mut images, Some(classes.len()), &features, &options, &control);
+        let collected =
+            collect(backbone, device, &mut images, Some(classes.len()), &features, &options, &control);
         progress.finish();
         let collected = collected?;
         let progress = StepProgress::new("steps");

@@ -90,10 +90,17 @@ fn in_words(report: &Report<'_>, model: &Model) -> String {
         let (first, second) = model.heads()[0].hidden();
         say("heads", format!("{} of {first} and {second} hidden units", report.heads));
     }
-    let size = report.parameters.map_or_else(String::new, |count| format!(", {:.1} M parameters", count as f64 / 1e6));
+    let size = report
+        .parameters
+        .map_or_else(String::new, |count| format!(", {:.1} M parameters", count as f64 / 1e6));
     say(
         "network",
-        format!("UNet of width {}, {} levels {:?}{size}", unet.model_channels, unet.channel_mult.len(), unet.channel_mult),
+        format!(
+            "UNet of width {}, {} levels {:?}{size}",
+            unet.model_channels,
+            unet.channel_mult.len(),
+            unet.channel_mult
+        ),
     );
     let heads = match unet.num_head_channels {
         Some(channels) => format!("{channels} channels a head"),
@@ -128,7 +135,14 @@ fn in_words(report: &Report<'_>, model: &Model) -> String {
             report.feature_channels, features.blocks, features.timesteps
         ),
     );
-    say("window", format!("{} px, {:.0} % shared with its neighbour", report.metadata.window, 100.0 * report.metadata.overlap));
+    say(
+        "window",
+        format!(
+            "{} px, {:.0} % shared with its neighbour",
+            report.metadata.window,
+            100.0 * report.metadata.overlap
+        ),
+    );
     say(
         "pixel size",
         match report.metadata.microns_per_pixel {

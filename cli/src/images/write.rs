@@ -59,7 +59,8 @@ fn encoder<W: Write>(
     color: png::ColorType,
 ) -> Result<png::Encoder<'static, W>, png::EncodingError> {
     let side = |pixels: usize| {
-        u32::try_from(pixels).map_err(|_| std::io::Error::other("a PNG has at most 4294967295 rows or columns"))
+        u32::try_from(pixels)
+            .map_err(|_| std::io::Error::other("a PNG has at most 4294967295 rows or columns"))
     };
     let mut encoder = png::Encoder::new(out, side(width)?, side(height)?);
     encoder.set_color(color);

@@ -55,7 +55,14 @@ pub(crate) fn folders(names: &[&str]) -> tempfile::TempDir {
 
 /// Writes an 8-bit PNG of grey values or palette indices.
 pub(crate) fn write_png(path: &Path, width: usize, color: png::ColorType, values: &[u8]) {
-    write_png_of_depth(path, width, values.len() / width / color.samples(), color, png::BitDepth::Eight, values);
+    write_png_of_depth(
+        path,
+        width,
+        values.len() / width / color.samples(),
+        color,
+        png::BitDepth::Eight,
+        values,
+    );
 }
 
 /// Writes a PNG from packed rows.
