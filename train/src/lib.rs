@@ -1,1 +1,8 @@
-//! Training for libmdm.
+//! Training for libmdm: heads fitted on a few labelled images, and measures of what they achieve.
+
+pub mod fit;
+pub mod metrics;
+
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;

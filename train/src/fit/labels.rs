@@ -1,0 +1,161 @@
+//! Label images, and their pixels at the model's scale.
+
+use std::borrow::Cow;
+
+use mdm::image::ImageView;
+use mdm::{Error, Result};
+
+use crate::metrics::UNLABELLED;
+
+/// An image and what its pixels are.
+#[derive(Clone, Debug)]
+pub struct LabelledImage<'a> {
+    /// Named in errors.
+    pub name: Cow<'a, str>,
+    /// The pixels.
+    pub image: ImageView<'a>,
+    /// One class index a pixel, row-major without gaps; [`UNLABELLED`] where nobody said.
+    pub labels: &'a [u8],
+    /// Rows of the label image; must be those of the image.
+    pub label_height: usize,
+    /// Columns of the label image; must be those of the image.
+    pub label_width: usize,
+}
+
+/// Labelled images that are held one at a time.
+pub trait LabelledImages {
+    /// Number of images.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Image `index`. Each is asked for twice: once to check and count all labels, once for its features.
+    ///
+    /// # Errors
+    /// Whatever keeps the image from being read; it ends the fit.
+    fn load(&mut self, index: usize) -> Result<LabelledImage<'_>>;
+}
+
+impl LabelledImages for &[LabelledImage<'_>] {
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+
+    fn load(&mut self, index: usize) -> Result<LabelledImage<'_>> {
+        let image =
+            self.get(index).ok_or_else(|| Error::invalid("index", format!("there is no image {index}")))?;
+        Ok(image.clone())
+    }
+}
+
+impl LabelledImage<'_> {
+    /// Checks that the label image is as large as the image.
+    pub(crate) fn check_size(&self) -> Result<()> {
+        let (height, width) = (self.image.height(), self.image.width());
+        if (self.label_height, self.label_width) != (height, width) {
+            return Err(self.wrong(format!(
+                "the label image has {} x {} pixels, the image {width} x {height}; they must be of one size",
+                self.label_width, self.label_height
+            )));
+        }
+        if self.labels.len() != height * width {
+            return Err(self.wrong(format!(
+                "{} labels for {width} x {height} pixels; one a pixel is needed",
+                self.labels.len()
+            )));
+        }
+        Ok(())
+    }
+
+    /// An error that names the image.
+    pub(crate) fn wrong(&self, reason: impl std::fmt::Display) -> Error {
+        Error::invalid("labels", format!("{}: {reason}", self.name))
+    }
+
+    /// Labels at the model's scale: `height` x `width` pixels, each as long as `ratio` pixels of the image.
+    ///
+    /// A pixel takes the label of its first image pixel where the ratio is a whole number, else of the one at its
+    /// centre. Where that is unlabelled it takes the first label there is in its area, so that thin scribbles survive.
+    pub(crate) fn scaled(&self, height: usize, width: usize, ratio: f64) -> Vec<u8> {
+        let rows = spans(height, self.label_height, ratio);
+        let columns = spans(width, self.label_width, ratio);
+        let mut scaled = Vec::with_capacity(height * width);
+        for row in &rows {
+            for column in &columns {
+                let label = self.labels[row.nearest * self.label_width + column.nearest];
+                scaled.push(if label == UNLABELLED { self.first_label(row, column) } else { label });
+            }
+        }
+        scaled
+    }
+
+    fn first_label(&self, rows: &Span, columns: &Span) -> u8 {
+        (rows.start..rows.end)
+            .flat_map(|row| &self.labels[row * self.label_width..][columns.start..columns.end])
+            .copied()
+            .find(|&label| label != UNLABELLED)
+            .unwrap_or(UNLABELLED)
+    }
+}
+
+/// What a scaled pixel covers along one side.
+struct Span {
+    start: usize,
+    end: usize,
+    nearest: usize,
+}
+
+fn spans(scaled: usize, size: usize, ratio: f64) -> Vec<Span> {
+    // A quotient of micrometres that is a whole number but for its last digits.
+    let whole = (ratio - ratio.round()).abs() < 1e-9 && ratio >= 0.5;
+    let ratio = if whole { ratio.round() } else { ratio };
+    let at = |position: f64| (position as usize).min(size - 1);
+    let span = |index: usize| {
+        let start = at(index as f64 * ratio);
+        let end = ((index + 1) as f64 * ratio) as usize;
+        let nearest = if whole { start } else { at((index as f64 + 0.5) * ratio) };
+        Span { start, end: end.clamp(start + 1, size), nearest }
+    };
+    (0..scaled).map(span).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use mdm::image::PixelFormat;
+
+    use super::*;
+
+    fn scaled(labels: &[u8], from: (usize, usize), to: (usize, usize), ratio: f64) -> Vec<u8> {
+        let pixels = vec![0; labels.len()];
+        let image = ImageView::new(&pixels, from.1, from.0, PixelFormat::Grey8).unwrap();
+        let (label_height, label_width) = from;
+        LabelledImage { name: "test".into(), image, labels, label_height, label_width }
+            .scaled(to.0, to.1, ratio)
+    }
+
+    #[test]
+    fn whole_reductions_take_every_nth_pixel() {
+        let labels: Vec<u8> = (0..35).collect();
+        assert_eq!(scaled(&labels, (5, 7), (2, 3), 2.0), [0, 2, 4, 14, 16, 18]);
+        assert_eq!(scaled(&labels, (5, 7), (2, 3), 1.999_999_999_9), [0, 2, 4, 14, 16, 18]);
+        assert_eq!(scaled(&labels, (5, 7), (5, 7), 1.0), labels);
+    }
+
+    #[test]
+    fn other_scales_take_the_nearest_pixel() {
+        assert_eq!(scaled(&[0, 1, 2, 3, 4, 5], (1, 6), (1, 4), 1.5), [0, 2, 3, 5]);
+        assert_eq!(scaled(&[7, 8], (1, 2), (2, 4), 0.5), [7, 7, 8, 8, 7, 7, 8, 8]);
+    }
+
+    #[test]
+    fn thin_scribbles_survive() {
+        let mut labels = [UNLABELLED; 16];
+        labels[5] = 1;
+        labels[8] = 2;
+        labels[13] = 3;
+        assert_eq!(scaled(&labels, (4, 4), (2, 2), 2.0), [1, UNLABELLED, 2, UNLABELLED]);
+    }
+}

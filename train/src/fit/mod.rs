@@ -1,0 +1,24 @@
+//! Fits heads on labelled pixels of a few images.
+
+mod chunk;
+mod collect;
+mod ensemble;
+mod folded;
+mod labels;
+mod matrix;
+mod options;
+mod parameters;
+mod predictor;
+mod random;
+mod run;
+mod samples;
+mod standardise;
+mod trainer;
+
+pub use collect::{Collected, HeldOutPart, collect};
+pub use ensemble::{FittedHeads, fit_heads};
+pub use labels::{LabelledImage, LabelledImages};
+pub use options::FitOptions;
+pub use predictor::PixelScores;
+pub use run::{FitReport, fit, fit_collected};
+pub use samples::Samples;
