@@ -529,3 +529,17 @@ fn models_without_heads_or_with_too_many_classes_are_errors() {
         model_of(many, 256).and_then(|many| Segmenter::new(&many, &device(), SegmentOptions::default()));
     assert!(result.is_err());
 }
+
+#[test]
+fn models_that_share_a_backbone_keep_their_own_heads() {
+    let first = model(|_| ());
+    let data = pixels(WINDOW, WINDOW);
+    let image = view(&data, WINDOW, WINDOW);
+    let of_first = segment(&first, &image, everything());
+    let other: Vec<Head> = (7..9).map(|salt| head(features_of(&first), CLASSES, salt)).collect();
+    let alone = segment(&first.with_heads(metadata(), other.clone()).unwrap(), &image, everything());
+    let fresh = model(|_| ()).with_heads(metadata(), other).unwrap();
+    let want = segment(&fresh, &image, everything());
+    assert!(want.probabilities != of_first.probabilities);
+    assert!(alone.probabilities == want.probabilities);
+}

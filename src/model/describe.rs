@@ -1,5 +1,6 @@
 //! From a state dict, and what is said about it, to a configuration.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -181,6 +182,9 @@ impl Facts {
     }
 }
 
+/// The key of this library's JSON in the metadata of a safetensors file.
+pub(super) const METADATA_KEY: &str = "mdm";
+
 /// What a file, or the sidecar beside it, says about the backbone in it.
 pub(crate) enum Description {
     /// This library's metadata.
@@ -235,12 +239,22 @@ impl Description {
     }
 }
 
-/// The metadata of the backbone in `tensors`, and what had to be assumed for it.
+/// The first of a file's strings that describes a backbone; this library's own goes before others.
+pub(crate) fn described_by(strings: &BTreeMap<String, String>) -> Result<Option<Description>> {
+    if let Some(json) = strings.get(METADATA_KEY) {
+        return Metadata::from_json(json).map(|metadata| Some(Description::Complete(Box::new(metadata))));
+    }
+    strings.values().find_map(|json| Description::from_json(json).transpose()).transpose()
+}
+
+/// The metadata of the backbone in `tensors`. What has to be assumed is added to `assumptions`, which end up in the
+/// description.
 pub(crate) fn describe(
     tensors: &StoredTensors,
     description: Option<Description>,
     options: &BackboneOptions,
-) -> Result<(Metadata, Vec<String>)> {
+    assumptions: &mut Vec<String>,
+) -> Result<Metadata> {
     let given = Facts::from_options(options);
     let (base, said) = match description {
         Some(Description::Complete(metadata)) => {
@@ -252,8 +266,7 @@ pub(crate) fn describe(
     };
     let preset = options.preset.map(Preset::facts).unwrap_or_default();
     let facts = given.or(said).or(preset);
-    let mut assumptions = Vec::new();
-    let unet = configuration(tensors, &facts, &mut assumptions)?;
+    let unet = configuration(tensors, &facts, assumptions)?;
     unet.validate()?;
     check_parameters(tensors, &unet)?;
 
@@ -261,7 +274,7 @@ pub(crate) fn describe(
     let mut metadata = base.unwrap_or_else(|| Metadata::new(unet.clone()));
     metadata.unet = unet;
     if fresh || facts.corruption.is_some() || facts.patch.is_some() {
-        metadata.corruption.kind = corruption(&metadata, &facts, fresh, &mut assumptions);
+        metadata.corruption.kind = corruption(&metadata, &facts, fresh, assumptions);
     }
     metadata.corruption.timesteps = facts.timesteps.unwrap_or(metadata.corruption.timesteps);
     metadata.corruption.corrupt_features =
@@ -280,7 +293,7 @@ pub(crate) fn describe(
         metadata.description += &format!("{separator}(Assumed: {}.)", assumptions.join("; "));
     }
     metadata.validate()?;
-    Ok((metadata, assumptions))
+    Ok(metadata)
 }
 
 fn corruption(

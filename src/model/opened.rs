@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::describe::{Description, belongs_to_unet, check_parameters, describe};
+use super::describe::{Description, METADATA_KEY, belongs_to_unet, check_parameters, describe, described_by};
 use super::fingerprint::fingerprint;
 use super::mapping::Mapping;
 use super::safetensors_file::SafetensorsFile;
@@ -14,9 +14,6 @@ use crate::{Error, Result};
 
 /// Start of the names of heads' tensors: `heads.0.layers.0.weight` and so on.
 pub(super) const HEADS: &str = "heads.";
-
-/// The key of this library's JSON in the metadata of a safetensors file.
-pub(super) const METADATA_KEY: &str = "mdm";
 
 /// A backbone, or heads that were fitted on one, or both. Clones are cheap and share everything.
 #[derive(Clone)]
@@ -83,15 +80,9 @@ impl Model {
         let mapping = Arc::new(Mapping::open(path)?);
         let wrong = |reason: String| Error::ModelFile { path: path.to_owned(), reason };
         let SafetensorsFile { mut tensors, strings } = SafetensorsFile::read(mapping)?;
-        let in_file = |error| match error {
-            Error::Invalid { what, reason } => wrong(format!("{what}: {reason}")),
-            other => other,
-        };
-        let mut description = match strings.get(METADATA_KEY) {
-            Some(json) => Some(Description::Complete(Box::new(Metadata::from_json(json).map_err(in_file)?))),
-            None => None,
-        };
-        if tensors.names().any(|name| name.starts_with(HEADS)) {
+        let description = described_by(&strings).map_err(|error| in_file(path, error))?;
+        let promised = matches!(&description, Some(Description::Complete(metadata)) if metadata.heads > 0);
+        if promised || tensors.names().any(|name| name.starts_with(HEADS)) {
             let Some(Description::Complete(metadata)) = description else {
                 return Err(wrong(format!(
                     "holds heads but no metadata (key `{METADATA_KEY}`) to say what they were fitted on; \
@@ -131,20 +122,11 @@ impl Model {
                     .into(),
             }));
         }
-        if description.is_none() {
-            for (key, json) in &strings {
-                let said = Description::from_json(json)
-                    .map_err(|error| wrong(format!("metadata `{key}`: {error}")))?;
-                if said.is_some() {
-                    description = said;
-                    break;
-                }
-            }
-        }
-        if description.is_none() {
-            description = Description::from_sidecar(path)?;
-        }
-        Self::from_stored(tensors, description, options, Some(path.to_owned())).map_err(in_file)
+        let description = match description {
+            Some(description) => Some(description),
+            None => Description::from_sidecar(path)?,
+        };
+        Self::from_stored(tensors, description, options, Vec::new())
     }
 
     /// A backbone from tensors of a file.
@@ -152,10 +134,12 @@ impl Model {
         tensors: StoredTensors,
         description: Option<Description>,
         options: &BackboneOptions,
-        path: Option<PathBuf>,
+        mut assumptions: Vec<String>,
     ) -> Result<Self> {
-        let (mut metadata, assumptions) = describe(&tensors, description, options)?;
+        let mut metadata = describe(&tensors, description, options, &mut assumptions)
+            .map_err(|error| in_file(tensors.mapping().path(), error))?;
         metadata.heads = 0;
+        let path = Some(tensors.mapping().path().to_owned());
         let backbone = Some(Backbone::new(Arc::new(tensors)));
         Ok(Self::new(Inner { path, assumptions, ..Inner::new(metadata, Vec::new(), backbone) }))
     }
@@ -179,7 +163,7 @@ impl Model {
                 metadata.heads
             )));
         }
-        check_heads(&metadata, &heads).map_err(|error| wrong(error.to_string()))?;
+        check_heads(&metadata, &heads).map_err(|error| in_file(path, error))?;
 
         let own = tensors.names().any(belongs_to_unet);
         let backbone = match (own, backbone) {
@@ -333,6 +317,16 @@ impl std::fmt::Debug for Model {
             .field("heads", &self.0.heads.len())
             .field("backbone", &self.has_backbone())
             .finish()
+    }
+}
+
+/// Says which file it was that makes no sense.
+fn in_file(path: &Path, error: Error) -> Error {
+    match error {
+        Error::Invalid { what, reason } => {
+            Error::ModelFile { path: path.to_owned(), reason: format!("{what}: {reason}") }
+        }
+        other => other,
     }
 }
 

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use super::describe::METADATA_KEY;
 use super::fingerprint::fingerprint;
-use super::opened::{HEADS, METADATA_KEY};
+use super::opened::HEADS;
 use super::safetensors_file::{Entry, write};
 use super::stored::round;
 use super::{METADATA_VERSION, MapWeights, Model, Precision, Tensor, WeightSource};

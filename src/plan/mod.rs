@@ -16,6 +16,9 @@ use std::ops::Range;
 use crate::model::UnetConfig;
 use crate::{Error, Result};
 
+/// Start of the names of the heads' parameters, see [`PlanOptions::head`].
+pub const HEAD_PREFIX: &str = "head.";
+
 /// Index into [`Plan::tensors`].
 pub type TensorId = usize;
 

@@ -12,6 +12,7 @@ use crate::{Error, Result};
 pub struct Corruptor {
     kind: CorruptionKind,
     timesteps: u32,
+    last: u32,
     /// Cumulative products of alpha where noise is added.
     alphas_cumprod: Vec<f64>,
     noise: Vec<f32>,
@@ -37,17 +38,19 @@ impl Corruptor {
             CorruptionKind::Mask { .. } => Vec::new(),
             CorruptionKind::Gaussian { schedule } => alphas_cumprod(schedule, corruption.timesteps),
         };
-        Ok(Self { kind: corruption.kind, timesteps: corruption.timesteps, alphas_cumprod, noise: Vec::new() })
+        Ok(Self {
+            kind: corruption.kind,
+            timesteps: corruption.timesteps,
+            last: corruption.last_timestep(),
+            alphas_cumprod,
+            noise: Vec::new(),
+        })
     }
 
     /// Checks a timestep: 0 to T by the paper's masking rule, 0 to T - 1 otherwise.
     pub fn check_timestep(&self, timestep: u32) -> Result<()> {
-        let last = match self.kind {
-            CorruptionKind::Mask { rule: MaskRule::Paper, .. } => self.timesteps,
-            _ => self.timesteps - 1,
-        };
-        if timestep > last {
-            return Err(Error::invalid("timestep", format!("{timestep} is not in 0..={last}")));
+        if timestep > self.last {
+            return Err(Error::invalid("timestep", format!("{timestep} is not in 0..={}", self.last)));
         }
         Ok(())
     }

@@ -9,12 +9,9 @@ use super::memory::{product, zeros};
 use super::rescale::Scaling;
 use super::sliding::{DEFAULT_BATCH, Settings, SlidingNetwork};
 use crate::image::{ImageSource, ImageView};
-use crate::model::Model;
+use crate::model::{Metadata, Model};
 use crate::plan::Combine;
 use crate::{Control, Device, Error, Result};
-
-/// Classes that a label image can tell apart; its 255 means "unlabelled".
-const MOST_CLASSES: usize = 255;
 
 /// How images are segmented.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,10 +108,10 @@ impl Segmenter {
     pub fn new(model: &Model, device: &Device, options: SegmentOptions) -> Result<Self> {
         let features = model.metadata().features.clone();
         let shape = head_shape(model.heads(), features.normalise, options.combine, options.uncertainty)?;
-        if shape.classes > MOST_CLASSES {
+        if shape.classes > Metadata::MOST_CLASSES {
             return Err(Error::invalid(
                 "model",
-                format!("has {} classes; a label image can hold {MOST_CLASSES}", shape.classes),
+                format!("has {} classes; a label image can hold {}", shape.classes, Metadata::MOST_CLASSES),
             ));
         }
         let settings = Settings {

@@ -2,22 +2,18 @@
 
 use super::corruption::Corruptor;
 use super::cut::Cutter;
-use super::head::HEAD_PREFIX;
 use super::memory::{product, reserve, zeros};
 use super::noise::WindowNoise;
 use super::rescale::{Scaling, scale_between, scaled_side};
 use super::window::{WindowGrid, WindowPosition};
 use crate::engine::{Inputs, Network};
 use crate::image::ImageSource;
-use crate::model::{FeatureConfig, Layered, MapWeights, Model, UnetConfig, WeightSource};
-use crate::plan::{HeadShape, Plan, PlanOptions};
+use crate::model::{FeatureConfig, Layered, MapWeights, Metadata, Model, WeightSource};
+use crate::plan::{HEAD_PREFIX, HeadShape, Plan, PlanOptions};
 use crate::{Control, Device, Error, Result};
 
 /// Windows at a time where nobody says otherwise.
 pub const DEFAULT_BATCH: usize = 1;
-
-/// Longest window side; memory runs out well before.
-const LONGEST_WINDOW: usize = 1 << 14;
 
 /// What segmentation and feature extraction have in common.
 pub(super) struct Settings {
@@ -71,7 +67,8 @@ impl SlidingNetwork {
     ) -> Result<Self> {
         let metadata = model.metadata();
         let unet = &metadata.unet;
-        check_features(unet, &settings.features)?;
+        metadata.validate()?;
+        settings.features.validate(unet, &metadata.corruption)?;
         if settings.batch == 0 {
             return Err(Error::invalid("batch", "must be at least one window"));
         }
@@ -79,16 +76,13 @@ impl SlidingNetwork {
             return Err(Error::invalid("class", format!("the backbone has no class {}", settings.class)));
         }
         let asked = settings.window.unwrap_or(metadata.window);
-        if asked == 0 || asked > LONGEST_WINDOW {
+        if asked == 0 || asked > Metadata::LARGEST_WINDOW {
             return Err(Error::invalid(
                 "window",
-                format!("{asked} pixels; 1 to {LONGEST_WINDOW} are possible"),
+                format!("{asked} pixels; 1 to {} are possible", Metadata::LARGEST_WINDOW),
             ));
         }
         let corruptor = Corruptor::new(&metadata.corruption)?;
-        for &timestep in &settings.features.timesteps {
-            corruptor.check_timestep(timestep)?;
-        }
         let corrupt = settings.corrupt.unwrap_or(metadata.corruption.corrupt_features);
         let window = asked.next_multiple_of(unet.deepest_downsampling());
         let overlap = settings.overlap.unwrap_or(metadata.overlap);
@@ -245,24 +239,4 @@ impl SlidingNetwork {
         *slot = Some(self.device.engine().prepare(plan, weights, self.model.weight_cache())?);
         Ok(())
     }
-}
-
-fn check_features(unet: &UnetConfig, features: &FeatureConfig) -> Result<()> {
-    const MOST_TIMESTEPS: usize = 64;
-    unet.validate()?;
-    if features.timesteps.is_empty() || features.timesteps.len() > MOST_TIMESTEPS {
-        return Err(Error::invalid(
-            "timesteps",
-            format!("{} of them; 1 to {MOST_TIMESTEPS} are possible", features.timesteps.len()),
-        ));
-    }
-    let ascending = features.blocks.is_sorted_by(|a, b| a < b);
-    let last = features.blocks.last();
-    if !ascending || last.is_none_or(|last| *last >= unet.decoder_blocks()) {
-        return Err(Error::invalid(
-            "blocks",
-            format!("{:?} are not ascending decoder blocks in 0..{}", features.blocks, unet.decoder_blocks()),
-        ));
-    }
-    Ok(())
 }

@@ -1,0 +1,334 @@
+//! `mdm fit`: heads from a few labelled images.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mdm::model::{Class, FeatureConfig, Model, Save, StoredType};
+use mdm::segment::FeatureOptions;
+use mdm::{Control, Device, Error};
+use mdm_train::fit::{
+    FitOptions, FitReport, HeldOutPart, LabelledImage, LabelledImages, PixelScores, collect, fit_collected,
+};
+use serde::Serialize;
+
+use crate::arguments::{ConfigurationArguments, DeviceArguments, Numbers, microns, part, positive};
+use crate::error::{CliError, Result, usage};
+use crate::files::writable_file;
+use crate::images::Image;
+use crate::labelled::{Census, Pair, pairs};
+use crate::model::open_model;
+use crate::output::{print, print_json};
+use crate::progress::StepProgress;
+
+const EXAMPLES: &str = "\
+Labels are PNG files named like their image (cells-1.tif: cells-1.png), whose pixels are class indices: 0 (usually
+background), 1, 2 ... and 255 where nothing is labelled. A few strokes in each class are enough to begin with.
+
+The backbone describes the pixels and stays as it is; what is fitted are small networks, the heads, that tell the
+classes apart. The model file holds both (heads alone with --heads-only) and is what `mdm segment --model` takes.
+
+Examples:
+  mdm fit --backbone nuclei.safetensors --images images/ --labels labels/ -o my-cells.safetensors
+  mdm fit --backbone nuclei.safetensors --images images/ --labels scribbles/ --mpp 0.32 \\
+          --classes background,nucleus,debris --ensemble 10 -o my-cells.safetensors";
+
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Backbone: a model file or a guided-diffusion state dict (.safetensors)
+    #[arg(long, value_name = "FILE")]
+    backbone: PathBuf,
+
+    /// Images: a folder, a file, or a pattern such as "plate*/*.tif"
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    images: Vec<PathBuf>,
+
+    /// Label PNGs: a folder, or the file for a single image
+    #[arg(long, value_name = "PATH")]
+    labels: PathBuf,
+
+    /// Model file to write
+    #[arg(short, long = "output", value_name = "FILE")]
+    output: PathBuf,
+
+    /// Size of an image pixel in micrometres, whatever the files say
+    #[arg(long, value_name = "MICRONS", value_parser = microns)]
+    mpp: Option<f64>,
+
+    /// Names of the classes in the order of their index
+    #[arg(long, value_name = "NAME,NAME...", value_delimiter = ',')]
+    classes: Vec<String>,
+
+    /// Write the heads without the backbone: a small file; `mdm segment` then needs --backbone
+    #[arg(long)]
+    heads_only: bool,
+
+    /// Heads to fit: more are steadier and slower, and their disagreement shows uncertainty (the paper's 10)
+    #[arg(long, value_name = "N", default_value = "5", value_parser = positive, help_heading = "Method")]
+    ensemble: usize,
+
+    /// Weigh rare classes as much as frequent ones
+    #[arg(long, help_heading = "Method")]
+    balance: bool,
+
+    /// Everything random follows from it: the same seed gives the same model
+    #[arg(long, value_name = "N", default_value = "0", help_heading = "Method")]
+    seed: u64,
+
+    /// Fit on all labels at once, without the trial that measures the score on labels held out
+    #[arg(long, help_heading = "Method")]
+    no_held_out: bool,
+
+    /// Decoder blocks whose activations describe a pixel, such as 8..12 or 5,8,12 [default: the backbone's]
+    #[arg(long, value_name = "BLOCKS", help_heading = "Method")]
+    blocks: Option<Numbers>,
+
+    /// Diffusion timesteps at which they are taken, such as 50,150,250 [default: the backbone's]
+    #[arg(long, value_name = "STEPS", help_heading = "Method")]
+    timesteps: Option<Numbers>,
+
+    /// Divide a window's features by their norm
+    #[arg(long, help_heading = "Method")]
+    normalise: bool,
+
+    /// Hide part of the image from the network, as in its training [default: the backbone's]
+    #[arg(long, overrides_with = "no_hide", help_heading = "Method")]
+    hide: bool,
+
+    /// Hide nothing; the network is only told the timestep
+    #[arg(long, help_heading = "Method")]
+    no_hide: bool,
+
+    /// Side of the sliding window in pixels at the model's scale [default: the backbone's]
+    #[arg(long, value_name = "PIXELS", value_parser = positive, help_heading = "Method")]
+    window: Option<usize>,
+
+    /// Part of a window shared with its neighbour [default: the backbone's]
+    #[arg(long, value_name = "PART", value_parser = part, help_heading = "Method")]
+    overlap: Option<f64>,
+
+    /// Windows at a time: more may be faster and take more memory
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Computing")]
+    batch: Option<usize>,
+
+    #[command(flatten)]
+    device: DeviceArguments,
+
+    /// Print a summary as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    configuration: ConfigurationArguments,
+}
+
+/// What is fitted to what, and how.
+pub(crate) struct Job<'a> {
+    pub(crate) backbone: &'a Model,
+    pub(crate) device: &'a Device,
+    pub(crate) pairs: &'a [Pair],
+    pub(crate) classes: Vec<Class>,
+    pub(crate) features: FeatureOptions,
+    pub(crate) options: FitOptions,
+}
+
+impl Job<'_> {
+    /// Takes the features of the labelled pixels, then fits heads on them.
+    pub(crate) fn run(self) -> Result<FitReport> {
+        let Self { backbone, device, pairs, classes, features, options } = self;
+        let mut images = Pairs { pairs, current: None };
+        let progress = StepProgress::new("windows");
+        let report = |step| progress.report(step);
+        let control = Control::none().with_progress(&report);
+        let collected =
+            collect(backbone, device, &mut images, Some(classes.len()), &features, &options, &control);
+        progress.finish();
+        let collected = collected?;
+        let progress = StepProgress::new("steps");
+        let report = |step| progress.report(step);
+        let control = Control::none().with_progress(&report);
+        let fitted = fit_collected(backbone, device, &collected, classes, &features, &options, &control);
+        progress.finish();
+        Ok(fitted?)
+    }
+}
+
+/// Labelled images, of which one is in memory.
+struct Pairs<'a> {
+    pairs: &'a [Pair],
+    current: Option<(Image, Vec<u8>)>,
+}
+
+impl LabelledImages for Pairs<'_> {
+    fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    fn load(&mut self, index: usize) -> mdm::Result<LabelledImage<'_>> {
+        let pair = self
+            .pairs
+            .get(index)
+            .ok_or_else(|| Error::invalid("images", format!("there is no image {index}")))?;
+        self.current = None;
+        let read = pair.read().map_err(|error| match error {
+            CliError::Library(error) => error,
+            other => Error::Image(other.to_string()),
+        })?;
+        let (image, labels) = self.current.insert(read);
+        Ok(LabelledImage {
+            name: pair.image.to_string_lossy(),
+            image: image.view()?,
+            labels,
+            label_height: image.height,
+            label_width: image.width,
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    model: &'a Path,
+    images: usize,
+    classes: Vec<ClassReport>,
+    heads: usize,
+    /// Pixels that the heads were fitted on.
+    samples: usize,
+    /// The ensemble on those pixels.
+    training: PixelScores,
+    /// A head that was fitted without part of the labels, on that part; absent if not wanted or not possible.
+    held_out: Option<PixelScores>,
+    /// Names of the images that were held out; absent where parts of each image were.
+    held_out_images: Option<&'a [String]>,
+    microns_per_pixel: Option<f64>,
+    feature_seconds: f64,
+    head_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct ClassReport {
+    name: String,
+    /// Over all images, as they are.
+    labelled_pixels: u64,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let pairs = pairs(&arguments.images, &arguments.labels)?;
+    let census = Census::of(&pairs)?;
+    let count = census.classes(&arguments.classes)?;
+    writable_file(&arguments.output)?;
+    let backbone = open_model(&arguments.backbone, None, &arguments.configuration)?;
+    let device = arguments.device.open()?;
+    let fitted = Job {
+        backbone: &backbone,
+        device: &device,
+        pairs: &pairs,
+        classes: classes(&arguments.classes, count),
+        features: feature_options(arguments, &backbone)?,
+        options: FitOptions {
+            ensemble: arguments.ensemble,
+            seed: arguments.seed,
+            balance: arguments.balance,
+            held_out: !arguments.no_held_out,
+            ..FitOptions::default()
+        },
+    }
+    .run()?;
+    let stored = (!arguments.heads_only).then_some(StoredType::AsIs);
+    fitted.model.save(&arguments.output, Save { backbone: stored, heads: true })?;
+    let report = Report {
+        model: &arguments.output,
+        images: pairs.len() - fitted.unlabelled_images.len(),
+        classes: fitted
+            .model
+            .metadata()
+            .classes
+            .iter()
+            .enumerate()
+            .map(|(class, Class { name, .. })| ClassReport {
+                name: name.clone(),
+                labelled_pixels: census.pixels(class),
+            })
+            .collect(),
+        heads: fitted.model.heads().len(),
+        samples: fitted.samples,
+        training: fitted.training,
+        held_out: fitted.held_out,
+        held_out_images: match &fitted.held_out_part {
+            HeldOutPart::Images(names) => Some(names),
+            HeldOutPart::Squares => None,
+        },
+        microns_per_pixel: fitted.model.metadata().microns_per_pixel,
+        feature_seconds: fitted.feature_seconds,
+        head_seconds: fitted.head_seconds,
+    };
+    if arguments.json { print_json(&report) } else { print(&in_words(&report)) }
+}
+
+/// Classes by their names, or by default ones.
+pub(crate) fn classes(names: &[String], count: usize) -> Vec<Class> {
+    let mut classes = Class::numbered(count.max(names.len()));
+    for (index, class) in classes.iter_mut().enumerate() {
+        if let Some(name) = names.get(index) {
+            class.name.clone_from(name);
+        } else if index == 0 {
+            class.name = "background".to_owned();
+        } else if count == 2 {
+            class.name = "foreground".to_owned();
+        }
+    }
+    classes
+}
+
+fn feature_options(arguments: &Arguments, backbone: &Model) -> Result<FeatureOptions> {
+    let defaults = FeatureOptions::default();
+    let mut features: FeatureConfig = backbone.metadata().features.clone();
+    if let Some(blocks) = &arguments.blocks {
+        features.blocks.clone_from(&blocks.0);
+    }
+    if let Some(timesteps) = &arguments.timesteps {
+        let small = |step: &usize| u32::try_from(*step).map_err(|_| usage("--timesteps: too large"));
+        features.timesteps = timesteps.0.iter().map(small).collect::<Result<_>>()?;
+    }
+    features.normalise |= arguments.normalise;
+    Ok(FeatureOptions {
+        microns_per_pixel: arguments.mpp,
+        batch: arguments.batch.unwrap_or(defaults.batch),
+        window: arguments.window,
+        overlap: arguments.overlap,
+        seed: arguments.seed,
+        corrupt: match (arguments.hide, arguments.no_hide) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        },
+        features: Some(features),
+        ..defaults
+    })
+}
+
+fn in_words(report: &Report<'_>) -> String {
+    let mut lines = vec![format!(
+        "{} heads fitted on {} images in {:.1} s (features {:.1} s, heads {:.1} s)",
+        report.heads,
+        report.images,
+        report.feature_seconds + report.head_seconds,
+        report.feature_seconds,
+        report.head_seconds
+    )];
+    for (index, class) in report.classes.iter().enumerate() {
+        lines.push(format!("  class {index} {}: {} labelled pixels", class.name, class.labelled_pixels));
+    }
+    let scores = |scores: &PixelScores| {
+        format!("Dice {:.4}, mean IoU {:.4}, accuracy {:.4}", scores.dice, scores.mean_iou, scores.accuracy)
+    };
+    lines.push(format!("  on the labels fitted: {}", scores(&report.training)));
+    if let Some(held_out) = &report.held_out {
+        let part = match report.held_out_images {
+            Some(images) => format!("images held out from a trial ({})", images.join(", ")),
+            None => "parts of the images held out from a trial".to_owned(),
+        };
+        lines.push(format!("  on {part}: {}", scores(held_out)));
+    }
+    lines.push(format!("written to {}", report.model.display()));
+    lines.join("\n")
+}

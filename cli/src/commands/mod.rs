@@ -1,0 +1,10 @@
+//! One subcommand a file.
+
+pub(crate) mod bench;
+pub(crate) mod demo;
+pub(crate) mod devices;
+pub(crate) mod eval;
+pub(crate) mod fit;
+// pub(crate) mod import;
+pub(crate) mod info;
+pub(crate) mod segment;

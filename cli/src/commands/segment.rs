@@ -1,0 +1,358 @@
+//! `mdm segment`: label images of many images.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use mdm::plan::Combine;
+use mdm::segment::{Scaling, SegmentOptions, Segmenter};
+use mdm::{Control, Error};
+use serde::Serialize;
+
+use crate::arguments::{ConfigurationArguments, DeviceArguments, microns, part, positive};
+use crate::error::{CliError, Result, usage, warn};
+use crate::files::{distinct_stems, expand, same_place};
+use crate::images::read_image;
+use crate::model::open_model;
+use crate::output::{print, print_json};
+use crate::outputs::{Outputs, Wanted};
+use crate::progress::ItemProgress;
+
+const EXAMPLES: &str = "\
+Reads PNG, JPEG, TIFF (the first page) and BMP files, grey or colour, 8 or 16 bit. For each image NAME.* it writes
+
+  DIR/NAME.png                  labels: the index of the class of each pixel (0, 1, ...), which looks black
+  DIR/overlays/NAME.png         the image with the classes outlined, to look at
+  DIR/probabilities/NAME.tif    with --probabilities: one 32-bit page a class
+  DIR/uncertainty/NAME.tif      with --uncertainty: how much the heads disagree (0: not at all)
+
+Images that have all their files are skipped. A file that cannot be read is reported and the others are
+segmented; the exit code is 1 then.
+
+If the model knows its pixel size, images are brought to it: their own pixel size is --mpp, or what the file says
+(OME-TIFF, ImageJ, Aperio, resolution tags; screen and print resolutions of 20 um per pixel or coarser are ignored).
+
+Examples:
+  mdm segment --model my-cells.safetensors images/ -o out/
+  mdm segment --model my-cells.safetensors --mpp 0.32 \"plate 3/*.tif\" -o out/ --uncertainty";
+
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Images: files, folders, or patterns such as "plate*/*.tif"
+    #[arg(value_name = "INPUT", required = true)]
+    inputs: Vec<PathBuf>,
+
+    /// Model file with fitted heads, from `mdm fit`
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+
+    /// Folder for the results; created if need be
+    #[arg(short, long = "output", value_name = "DIR")]
+    output: PathBuf,
+
+    /// Backbone that the heads were fitted on, if the model file does not hold it
+    #[arg(long, value_name = "FILE")]
+    backbone: Option<PathBuf>,
+
+    /// Size of an image pixel in micrometres, whatever the files say
+    #[arg(long, value_name = "MICRONS", value_parser = microns)]
+    mpp: Option<f64>,
+
+    /// Search the subfolders of folders too
+    #[arg(long)]
+    recursive: bool,
+
+    /// Segment again what has been segmented, for example with another model
+    #[arg(long)]
+    force: bool,
+
+    /// Leave out the overlays
+    #[arg(long)]
+    no_overlay: bool,
+
+    /// Write each class's probability too
+    #[arg(long)]
+    probabilities: bool,
+
+    /// Write the heads' disagreement too
+    #[arg(long)]
+    uncertainty: bool,
+
+    /// Let the heads vote instead of averaging their probabilities
+    #[arg(long, help_heading = "Method")]
+    vote: bool,
+
+    /// Side of the sliding window in pixels at the model's scale [default: the model's]
+    #[arg(long, value_name = "PIXELS", value_parser = positive, help_heading = "Method")]
+    window: Option<usize>,
+
+    /// Part of a window shared with its neighbour [default: the model's]
+    #[arg(long, value_name = "PART", value_parser = part, help_heading = "Method")]
+    overlap: Option<f64>,
+
+    /// Decides which patches of a window are hidden, where the model hides any
+    #[arg(long, value_name = "N", default_value = "0", help_heading = "Method")]
+    seed: u64,
+
+    /// Windows at a time: more may be faster and take more memory, results are the same
+    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Computing")]
+    batch: Option<usize>,
+
+    #[command(flatten)]
+    device: DeviceArguments,
+
+    /// Print a summary as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    configuration: ConfigurationArguments,
+}
+
+/// What became of an input.
+#[derive(Serialize)]
+#[serde(tag = "status", rename_all = "lowercase")]
+enum Outcome {
+    Done {
+        #[serde(flatten)]
+        files: Outputs,
+        width: usize,
+        height: usize,
+        /// Micrometres, where they are known.
+        microns_per_pixel: Option<f64>,
+        /// Pixels that the network saw per pixel of the image, along a side.
+        scale: f64,
+        windows: usize,
+        seconds: f64,
+        /// Part of the image that each class covers.
+        cover: Vec<f64>,
+    },
+    Skipped {
+        #[serde(flatten)]
+        files: Outputs,
+    },
+    Failed {
+        error: String,
+    },
+}
+
+#[derive(Serialize)]
+struct ImageReport {
+    input: PathBuf,
+    #[serde(flatten)]
+    outcome: Outcome,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    done: usize,
+    skipped: usize,
+    failed: usize,
+    windows: usize,
+    seconds: f64,
+    windows_per_second: f64,
+    device: String,
+    classes: Vec<String>,
+    images: Vec<ImageReport>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let output = arguments.output.as_path();
+    let (files, unusable) = expand(&arguments.inputs, arguments.recursive, Some(output));
+    let mut images: Vec<ImageReport> = Vec::new();
+    for unusable in unusable {
+        eprintln!("error: {}: {}", unusable.input.display(), unusable.reason);
+        images
+            .push(ImageReport { input: unusable.input, outcome: Outcome::Failed { error: unusable.reason } });
+    }
+    if files.is_empty() {
+        return Err(CliError::Failed("there is nothing to segment".to_owned()));
+    }
+    distinct_stems(&files)?;
+    check_apart(&files, output)?;
+    let model = open_model(&arguments.model, arguments.backbone.as_deref(), &arguments.configuration)?;
+    let device = arguments.device.open()?;
+    let mut work = Work {
+        segmenter: Segmenter::new(&model, &device, options(arguments))?,
+        colours: model.metadata().classes.iter().map(|class| class.colour).collect(),
+        progress: ItemProgress::new(files.len()),
+        unknown_scale: 0,
+    };
+    if arguments.mpp.is_some() && model.metadata().microns_per_pixel.is_none() {
+        warn("the model does not know at what pixel size it was fitted: --mpp changes nothing");
+    }
+    let wanted = Wanted {
+        overlay: !arguments.no_overlay,
+        probabilities: arguments.probabilities,
+        uncertainty: arguments.uncertainty,
+    };
+    Outputs::prepare(output, wanted)?;
+
+    let began = Instant::now();
+    for (index, input) in files.into_iter().enumerate() {
+        work.progress.begin(index);
+        let targets = Outputs::of(&input, output, wanted);
+        let outcome = if targets.done() && !arguments.force {
+            Outcome::Skipped { files: targets }
+        } else {
+            work.segment(&input, targets, arguments.mpp)?
+        };
+        images.push(ImageReport { input, outcome });
+    }
+    work.progress.finish();
+    if work.unknown_scale > 0
+        && let Some(microns) = model.metadata().microns_per_pixel
+    {
+        warn(format!(
+            "{} images do not say how large their pixels are and were taken as they are; the model's are {microns} um: give --mpp if theirs differ",
+            work.unknown_scale
+        ));
+    }
+    let summary = Summary::of(images, began.elapsed().as_secs_f64(), &device, &model);
+    if arguments.json {
+        print_json(&summary)?;
+    } else {
+        print(&summary.in_words(output))?;
+    }
+    if summary.failed == 0 { Ok(()) } else { Err(summary.failures()) }
+}
+
+fn options(arguments: &Arguments) -> SegmentOptions {
+    let defaults = SegmentOptions::default();
+    SegmentOptions {
+        microns_per_pixel: arguments.mpp,
+        batch: arguments.batch.unwrap_or(defaults.batch),
+        window: arguments.window,
+        overlap: arguments.overlap,
+        combine: if arguments.vote { Combine::Vote } else { Combine::Mean },
+        probabilities: arguments.probabilities,
+        uncertainty: arguments.uncertainty,
+        seed: arguments.seed,
+        ..defaults
+    }
+}
+
+/// Labels are named like their images: in one folder they would replace them, or be taken for images later.
+fn check_apart(files: &[PathBuf], output: &Path) -> Result<()> {
+    let in_output = |file: &&PathBuf| {
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        same_place(folder, output)
+    };
+    match files.iter().find(in_output) {
+        Some(file) => Err(usage(format!(
+            "{}: lies in the output folder, where its labels would get in its way; choose another folder with -o",
+            file.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+struct Work {
+    segmenter: Segmenter,
+    colours: Vec<[u8; 3]>,
+    progress: ItemProgress,
+    /// Images whose pixel size nobody knows.
+    unknown_scale: usize,
+}
+
+impl Work {
+    /// Segments one image. What is wrong with the image is an outcome; an error ends the whole command.
+    fn segment(&mut self, input: &Path, files: Outputs, mpp: Option<f64>) -> Result<Outcome> {
+        let fail = |error: String| {
+            self.progress.suspend(|| eprintln!("error: {error}"));
+            Ok(Outcome::Failed { error })
+        };
+        let image = match read_image(input) {
+            Ok(image) => image,
+            Err(error) => return fail(error.to_string()),
+        };
+        if image.more_pages {
+            self.progress.suspend(|| warn(format!("{}: only its first page is segmented", input.display())));
+        }
+        let report = |progress: mdm::Progress| self.progress.windows(progress.done, progress.total);
+        let control = Control::none().with_progress(&report);
+        let result = match image.view().and_then(|view| self.segmenter.segment(&view, &control)) {
+            Ok(result) => result,
+            Err(error @ (Error::Image(_) | Error::Invalid { .. } | Error::OutOfMemory(_))) => {
+                return fail(format!("{}: {error}", input.display()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.unknown_scale += usize::from(result.report.scaling == Scaling::ImageUnknown);
+        files.write(&image, &result, &self.colours)?;
+        Ok(Outcome::Done {
+            files,
+            width: result.width,
+            height: result.height,
+            microns_per_pixel: mpp.or(image.microns_per_pixel),
+            scale: result.report.scale,
+            windows: result.report.windows,
+            seconds: result.report.seconds,
+            cover: cover(&result.labels, self.segmenter.classes()),
+        })
+    }
+}
+
+fn cover(labels: &[u8], classes: usize) -> Vec<f64> {
+    let mut counts = [0u64; 256];
+    for label in labels {
+        counts[usize::from(*label)] += 1;
+    }
+    counts[..classes].iter().map(|count| *count as f64 / labels.len() as f64).collect()
+}
+
+impl Summary {
+    fn of(images: Vec<ImageReport>, seconds: f64, device: &mdm::Device, model: &mdm::model::Model) -> Self {
+        let mut summary = Self {
+            done: 0,
+            skipped: 0,
+            failed: 0,
+            windows: 0,
+            seconds,
+            windows_per_second: 0.0,
+            device: device.info().name.clone(),
+            classes: model.metadata().classes.iter().map(|class| class.name.clone()).collect(),
+            images: Vec::new(),
+        };
+        for image in &images {
+            match &image.outcome {
+                Outcome::Done { windows, .. } => {
+                    summary.done += 1;
+                    summary.windows += windows;
+                }
+                Outcome::Skipped { .. } => summary.skipped += 1,
+                Outcome::Failed { .. } => summary.failed += 1,
+            }
+        }
+        summary.windows_per_second = summary.windows as f64 / seconds.max(1e-9);
+        summary.images = images;
+        summary
+    }
+
+    fn in_words(&self, output: &Path) -> String {
+        let mut text = format!("{} images segmented into {}", self.done, output.display());
+        if self.done > 0 {
+            text += &format!(" in {:.1} s, {:.2} windows/s", self.seconds, self.windows_per_second);
+        }
+        if self.skipped > 0 {
+            text += &format!("; {} were done before and skipped (--force segments them again)", self.skipped);
+        }
+        text
+    }
+
+    fn failures(&self) -> CliError {
+        let failed: Vec<String> = self
+            .images
+            .iter()
+            .filter(|image| matches!(image.outcome, Outcome::Failed { .. }))
+            .map(|image| format!("\n  {}", image.input.display()))
+            .collect();
+        CliError::Failed(format!(
+            "{} of {} inputs failed:{}",
+            failed.len(),
+            self.images.len(),
+            failed.concat()
+        ))
+    }
+}

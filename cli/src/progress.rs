@@ -1,0 +1,101 @@
+//! A progress bar on terminals.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Bar steps an item: items advance by their windows.
+const STEPS: u64 = 1000;
+
+/// Progress over items (images) made of windows. Draws nothing unless standard error is a terminal.
+pub(crate) struct ItemProgress {
+    bar: ProgressBar,
+    state: Mutex<State>,
+    began: Instant,
+}
+
+struct State {
+    item: u64,
+    items: u64,
+    /// Windows of the items before this one.
+    windows_before: u64,
+    windows: u64,
+}
+
+impl ItemProgress {
+    pub(crate) fn new(items: usize) -> Self {
+        let bar = styled(items as u64 * STEPS);
+        bar.enable_steady_tick(Duration::from_millis(200));
+        let state = State { item: 0, items: items as u64, windows_before: 0, windows: 0 };
+        Self { bar, state: Mutex::new(state), began: Instant::now() }
+    }
+
+    /// Begins the next item.
+    pub(crate) fn begin(&self, item: usize) {
+        self.update(|state| {
+            state.item = item as u64;
+            state.windows_before += state.windows;
+            state.windows = 0;
+            0
+        });
+    }
+
+    /// Of the current item, so many windows are done.
+    pub(crate) fn windows(&self, done: u64, total: u64) {
+        self.update(|state| {
+            state.windows = done;
+            done * STEPS / total.max(1)
+        });
+    }
+
+    fn update(&self, change: impl FnOnce(&mut State) -> u64) {
+        let Ok(mut state) = self.state.lock() else { return };
+        let part = change(&mut state);
+        self.bar.set_position(state.item * STEPS + part.min(STEPS));
+        let rate =
+            (state.windows_before + state.windows) as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
+        let (item, items) = (state.item, state.items);
+        self.bar.set_message(format!("{item}/{items} images, {rate:.1} windows/s"));
+    }
+
+    /// Runs something that prints.
+    pub(crate) fn suspend<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.bar.suspend(work)
+    }
+
+    /// Removes the bar.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Progress of one call that counts its own steps.
+pub(crate) struct StepProgress(ProgressBar);
+
+impl StepProgress {
+    pub(crate) fn new(what: &'static str) -> Self {
+        let bar = styled(0);
+        bar.set_message(what);
+        Self(bar)
+    }
+
+    pub(crate) fn report(&self, progress: mdm::Progress) {
+        self.0.set_length(progress.total);
+        self.0.set_position(progress.done);
+    }
+
+    pub(crate) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn styled(length: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+    if let Ok(style) =
+        ProgressStyle::with_template("[{elapsed_precise}] {wide_bar} {percent}% {msg}, {eta} left")
+    {
+        bar.set_style(style);
+    }
+    bar
+}
