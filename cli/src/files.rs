@@ -199,7 +199,8 @@ pub(crate) fn distinct_stems(files: &[PathBuf]) -> Result<()> {
     let mut seen = std::collections::HashMap::new();
     for file in files {
         // Case makes no difference to most file systems of Windows and macOS.
-        let name = if cfg!(any(windows, target_os = "macos")) { stem(file).to_lowercase() } else { stem(file) };
+        let name =
+            if cfg!(any(windows, target_os = "macos")) { stem(file).to_lowercase() } else { stem(file) };
         if let Some(other) = seen.insert(name, file) {
             return Err(CliError::Usage(format!(
                 "{} and {} would have the same output; segment them into different folders",

@@ -13,7 +13,9 @@ pub(crate) fn open_model(
     backbone: Option<&Path>,
     configuration: &ConfigurationArguments,
 ) -> Result<Model> {
-    opened(Model::open_with(path, backbone, &options(configuration)?)?)
+    let model = Model::open_with(path, backbone, &options(configuration)?)?;
+    tell_assumptions(&model);
+    Ok(model)
 }
 
 /// Opens a file that describes itself or is described by the command line.
@@ -21,11 +23,11 @@ pub(crate) fn open_backbone(path: &Path, configuration: &ConfigurationArguments)
     open_model(path, None, configuration)
 }
 
-fn opened(model: Model) -> Result<Model> {
+/// Warns of what had to be guessed about a backbone.
+pub(crate) fn tell_assumptions(model: &Model) {
     for assumption in model.assumptions() {
-        warn(format!("nothing says otherwise, so it is assumed: {assumption}"));
+        warn(format!("assumed, as nothing says otherwise: {assumption}"));
     }
-    Ok(model)
 }
 
 /// What the flags, and the file that one of them may name, say about a backbone.
@@ -58,7 +60,8 @@ pub(crate) fn options(arguments: &ConfigurationArguments) -> Result<BackboneOpti
 fn from_file(path: &Path) -> Result<BackboneOptions> {
     let cannot = |reason: String| failed(path, format!("cannot be read as a configuration: {reason}"));
     let text = std::fs::read_to_string(path).map_err(|error| cannot(error.to_string()))?;
-    let mut json: serde_json::Value = serde_json::from_str(&text).map_err(|error| cannot(error.to_string()))?;
+    let mut json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| cannot(error.to_string()))?;
     let object = json.as_object_mut().ok_or_else(|| cannot("it is not a JSON object".to_owned()))?;
     object.retain(|_, value| value.as_i64() != Some(-1));
     serde_json::from_value(json).map_err(|error| cannot(error.to_string()))

@@ -62,7 +62,10 @@ impl Outputs {
     /// Whether all of them exist.
     pub(crate) fn done(&self) -> bool {
         self.labels.is_file()
-            && [&self.overlay, &self.probabilities, &self.uncertainty].into_iter().flatten().all(|f| f.is_file())
+            && [&self.overlay, &self.probabilities, &self.uncertainty]
+                .into_iter()
+                .flatten()
+                .all(|f| f.is_file())
     }
 
     /// Writes all files in full, and only then gives them their names, the labels' last.

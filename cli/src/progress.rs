@@ -53,7 +53,8 @@ impl ItemProgress {
         let Ok(mut state) = self.state.lock() else { return };
         let part = change(&mut state);
         self.bar.set_position(state.item * STEPS + part.min(STEPS));
-        let rate = (state.windows_before + state.windows) as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
+        let rate =
+            (state.windows_before + state.windows) as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
         let (item, items) = (state.item, state.items);
         self.bar.set_message(format!("{item}/{items} images, {rate:.1} windows/s"));
     }
@@ -91,7 +92,9 @@ impl StepProgress {
 
 fn styled(length: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("[{elapsed_precise}] {wide_bar} {percent}% {msg}, {eta} left") {
+    if let Ok(style) =
+        ProgressStyle::with_template("[{elapsed_precise}] {wide_bar} {percent}% {msg}, {eta} left")
+    {
         bar.set_style(style);
     }
     bar

@@ -59,7 +59,14 @@ fn indices_count_however_the_png_stores_them() {
     write_png_of_depth(&folder.path().join("p/packed.png"), 3, 2, ColorType::Indexed, BitDepth::Two, &packed);
     write_labels(&folder.path().join("t/wide.png"), 3, &indices);
     let wide: Vec<u8> = indices.iter().flat_map(|index| [0, *index]).collect();
-    write_png_of_depth(&folder.path().join("p/wide.png"), 3, 2, ColorType::Grayscale, BitDepth::Sixteen, &wide);
+    write_png_of_depth(
+        &folder.path().join("p/wide.png"),
+        3,
+        2,
+        ColorType::Grayscale,
+        BitDepth::Sixteen,
+        &wide,
+    );
     write_labels(&folder.path().join("t/grey-as-rgb.png"), 3, &indices);
     let rgb: Vec<u8> = indices.iter().flat_map(|index| [*index; 3]).collect();
     write_png(&folder.path().join("p/grey-as-rgb.png"), 3, ColorType::Rgb, &rgb);
@@ -107,7 +114,8 @@ fn wrong_usage_is_exit_code_two() {
     mdm(folder.path(), &[]).expect(2, &["Usage"]);
     mdm(folder.path(), &["eval"]).expect(2, &["--prediction", "--truth"]);
     mdm(folder.path(), &["eval", "--prediction", "a.png", "--truth", "nowhere"]).expect(2, &["nowhere"]);
-    mdm(folder.path(), &["eval", "--prediction", "a.png", "--truth", "empty"]).expect(1, &["empty", "no PNG"]);
+    mdm(folder.path(), &["eval", "--prediction", "a.png", "--truth", "empty"])
+        .expect(1, &["empty", "no PNG"]);
     mdm(folder.path(), &["eval", "--prediction", "a.png", "--truth", "a.png", "--ignore", "300"])
         .expect(2, &["0 to 255"]);
     mdm(folder.path(), &["eval", "--prediction", "a.png", "--truth", "a.png", "--json", "--csv"])

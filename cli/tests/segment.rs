@@ -21,14 +21,16 @@ fn fitted() -> tempfile::TempDir {
 }
 
 fn fit(folder: &Path, output: &str, more: &[&str]) -> Run {
-    let mut arguments = vec!["fit", "--backbone", "backbone.safetensors", "--images", "images", "--labels", "labels"];
+    let mut arguments =
+        vec!["fit", "--backbone", "backbone.safetensors", "--images", "images", "--labels", "labels"];
     arguments.extend(["--ensemble", "2", "-o", output]);
     arguments.extend(more);
     mdm(folder, &arguments)
 }
 
 fn disc(folder: &Path, name: &str, centre: (usize, usize)) {
-    let inside = |at: usize| (at % SIDE).abs_diff(centre.0).pow(2) + (at / SIDE).abs_diff(centre.1).pow(2) < 64;
+    let inside =
+        |at: usize| (at % SIDE).abs_diff(centre.0).pow(2) + (at / SIDE).abs_diff(centre.1).pow(2) < 64;
     let rgb: Vec<u8> = (0..SIDE * SIDE)
         .flat_map(|at| [if inside(at) { 200 } else { 40 } + (at * 7 % 13) as u8; 3])
         .collect();
@@ -50,7 +52,8 @@ fn written(folder: &Path, file: &str) -> SystemTime {
 #[test]
 fn fitting_segmenting_and_evaluating_go_together() {
     let folder = fitted();
-    let run = segment(folder.path(), &["images", "--json", "--probabilities", "--uncertainty"]).expect(0, &[]);
+    let run =
+        segment(folder.path(), &["images", "--json", "--probabilities", "--uncertainty"]).expect(0, &[]);
     let summary = run.json();
     assert_eq!(summary["done"], 2);
     assert_eq!(summary["classes"], serde_json::json!(["background", "foreground"]));
@@ -59,7 +62,8 @@ fn fitting_segmenting_and_evaluating_go_together() {
     }
     let names: Vec<_> = std::fs::read_dir(folder.path().join("out")).expect("a folder").flatten().collect();
     assert_eq!(names.len(), 5, "{names:?}");
-    let score = mdm(folder.path(), &["eval", "--prediction", "out", "--truth", "labels", "--json"]).expect(0, &[]);
+    let score =
+        mdm(folder.path(), &["eval", "--prediction", "out", "--truth", "labels", "--json"]).expect(0, &[]);
     let dice = score.json()["mean"]["dice"].as_f64().expect("a number");
     assert!(dice > 0.8, "Dice {dice} on the images that were fitted");
 }
@@ -137,7 +141,16 @@ fn a_model_that_cannot_segment_says_what_it_needs() {
     assert!(alone.code != 0 && alone.err.contains("backbone"), "{}", alone.err);
     mdm(
         folder.path(),
-        &["segment", "--model", "heads.safetensors", "--backbone", "backbone.safetensors", "-o", "out", "images"],
+        &[
+            "segment",
+            "--model",
+            "heads.safetensors",
+            "--backbone",
+            "backbone.safetensors",
+            "-o",
+            "out",
+            "images",
+        ],
     )
     .expect(0, &[]);
 }
@@ -150,7 +163,8 @@ fn labels_that_cannot_be_meant_are_refused_before_any_work() {
     disc(folder.path(), "a", (12, 14));
     let labels = folder.path().join("labels/a.png");
     write_labels(&labels, SIDE - 1, &vec![1; (SIDE - 1) * SIDE]);
-    fit(folder.path(), "model.safetensors", &[]).expect(1, &["labels/a.png: is 39 x 40", "images/a.png is 40 x 40"]);
+    fit(folder.path(), "model.safetensors", &[])
+        .expect(1, &["labels/a.png: is 39 x 40", "images/a.png is 40 x 40"]);
     write_labels(&labels, SIDE, &vec![0; SIDE * SIDE]);
     fit(folder.path(), "model.safetensors", &[]).expect(1, &["only class 0"]);
     let mask: Vec<u8> = (0..SIDE * SIDE).map(|at| if at % 3 == 0 { 255 } else { 0 }).collect();
@@ -175,7 +189,9 @@ fn scribbles_and_a_seed_decide_the_model() {
         .collect();
     write_labels(&folder.path().join("labels/a.png"), SIDE, &scribbles);
     let model = |seed: &str| {
-        let run = fit(folder.path(), "model.safetensors", &["--seed", seed, "--classes", "glass,cell", "--json"]).expect(0, &[]);
+        let run =
+            fit(folder.path(), "model.safetensors", &["--seed", seed, "--classes", "glass,cell", "--json"])
+                .expect(0, &[]);
         assert_eq!(run.json()["classes"][1]["name"], "cell");
         assert_eq!(run.json()["classes"][1]["labelled_pixels"], 28);
         std::fs::read(folder.path().join("model.safetensors")).expect("the model is there")

@@ -194,7 +194,8 @@ impl RandomWeights {
 impl WeightSource for RandomWeights {
     fn tensor(&self, name: &str) -> mdm::Result<Tensor<'_>> {
         let shape = self.shapes.get(name).ok_or_else(|| Error::tensor(name, "is not in this network"))?;
-        let seed = name.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(0x100_0000_01B3) ^ u64::from(byte));
+        let seed =
+            name.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(0x100_0000_01B3) ^ u64::from(byte));
         let mut random = Random::new(seed);
         let fan_in: usize = shape[1..].iter().product();
         // Vectors are biases and norms.
@@ -233,7 +234,8 @@ fn in_words(report: &Report, every: bool) -> String {
     let total: f64 = report.operations.iter().map(|operation| operation.ms).sum();
     let mut table = Table::new(&["operation", "shape", "count", "ms", "share", "GFLOP", "GFLOP/s"]);
     for row in rows {
-        let work = |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
+        let work =
+            |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
         table.row(vec![
             row.kind.clone(),
             row.shape.clone(),
@@ -252,7 +254,8 @@ fn in_words(report: &Report, every: bool) -> String {
 fn by_kind(operations: &[OperationReport]) -> Vec<OperationReport> {
     let mut grouped: Vec<OperationReport> = Vec::new();
     for operation in operations {
-        let same = |other: &&mut OperationReport| other.kind == operation.kind && other.shape == operation.shape;
+        let same =
+            |other: &&mut OperationReport| other.kind == operation.kind && other.shape == operation.shape;
         match grouped.iter_mut().find(same) {
             Some(group) => {
                 group.count += 1;

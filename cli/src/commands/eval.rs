@@ -158,7 +158,10 @@ impl Pairs {
         let known: Vec<String> = truths.iter().map(|truth| stem(truth)).collect();
         let extra = by_name.keys().filter(|name| !known.contains(name)).count();
         if only.is_none() && extra > 0 {
-            warn(format!("{}: {extra} predictions have no true labels and do not count", prediction.display()));
+            warn(format!(
+                "{}: {extra} predictions have no true labels and do not count",
+                prediction.display()
+            ));
         }
         Ok(Self { only, by_name, folder: prediction.to_owned() })
     }

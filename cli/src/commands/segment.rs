@@ -163,18 +163,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let mut images: Vec<ImageReport> = Vec::new();
     for unusable in unusable {
         eprintln!("error: {}: {}", unusable.input.display(), unusable.reason);
-        images.push(ImageReport {
-            input: unusable.input,
-            outcome: Outcome::Failed { error: unusable.reason },
-        });
+        images
+            .push(ImageReport { input: unusable.input, outcome: Outcome::Failed { error: unusable.reason } });
     }
     if files.is_empty() {
         return Err(CliError::Failed("there is nothing to segment".to_owned()));
     }
     distinct_stems(&files)?;
     check_apart(&files, output)?;
-    let model =
-        open_model(&arguments.model, arguments.backbone.as_deref(), &arguments.configuration)?;
+    let model = open_model(&arguments.model, arguments.backbone.as_deref(), &arguments.configuration)?;
     let device = arguments.device.open()?;
     let mut work = Work {
         segmenter: Segmenter::new(&model, &device, options(arguments))?,
@@ -351,6 +348,11 @@ impl Summary {
             .filter(|image| matches!(image.outcome, Outcome::Failed { .. }))
             .map(|image| format!("\n  {}", image.input.display()))
             .collect();
-        CliError::Failed(format!("{} of {} inputs failed:{}", failed.len(), self.images.len(), failed.concat()))
+        CliError::Failed(format!(
+            "{} of {} inputs failed:{}",
+            failed.len(),
+            self.images.len(),
+            failed.concat()
+        ))
     }
 }

@@ -40,11 +40,19 @@ impl Nucleus {
         Self {
             x: random.between(0.0, width as f32),
             y: random.between(0.0, height as f32),
-            radius: if dividing { random.between(5.0, 7.0) } else { (10.5 + 2.2 * random.normal()).clamp(6.0, 17.0) },
+            radius: if dividing {
+                random.between(5.0, 7.0)
+            } else {
+                (10.5 + 2.2 * random.normal()).clamp(6.0, 17.0)
+            },
             elongation: if dividing { random.between(1.5, 2.2) } else { random.between(1.0, 1.55) },
             angle: random.between(0.0, TAU),
             bumps,
-            brightness: if dividing { random.between(1.3, 1.6) } else { (0.35 * random.normal() - 0.45).exp().clamp(0.22, 1.4) },
+            brightness: if dividing {
+                random.between(1.3, 1.6)
+            } else {
+                (0.35 * random.normal() - 0.45).exp().clamp(0.22, 1.4)
+            },
         }
     }
 
@@ -165,7 +173,9 @@ fn blurred(values: &[f32], width: usize, height: usize, sigma: f32) -> Vec<f32> 
                 out[line * line_step + i * step] = bell
                     .iter()
                     .zip(-reach..)
-                    .map(|(weight, d)| weight * values[line * line_step + mirrored(i as isize + d, length) * step])
+                    .map(|(weight, d)| {
+                        weight * values[line * line_step + mirrored(i as isize + d, length) * step]
+                    })
                     .sum();
             }
         }
@@ -192,7 +202,8 @@ mod tests {
         assert_ne!(field.pixels, draw_nuclei(2, 160, 120, 12).pixels);
         let mean = |class: u8| {
             let of_class = field.pixels.iter().zip(&field.truth).filter(|(_, truth)| **truth == class);
-            let (sum, count) = of_class.fold((0.0, 0.0), |(sum, count), (p, _)| (sum + f64::from(*p), count + 1.0));
+            let (sum, count) =
+                of_class.fold((0.0, 0.0), |(sum, count), (p, _)| (sum + f64::from(*p), count + 1.0));
             assert!(count > 500.0, "class {class} covers {count} pixels");
             sum / count
         };

@@ -4,9 +4,9 @@ mod labels;
 mod overlay;
 mod read;
 mod resolution;
-mod tiff;
 #[cfg(test)]
 mod tests;
+mod tiff;
 mod write;
 
 pub(crate) use labels::{UNLABELLED, read_labels};

@@ -164,8 +164,7 @@ fn open(path: &Path) -> Result<ImageReader<BufReader<File>>> {
     if path.is_dir() {
         return Err(failed(path, "is a folder, not an image"));
     }
-    let mut reader =
-        ImageReader::open(path).map_err(cannot)?.with_guessed_format().map_err(cannot)?;
+    let mut reader = ImageReader::open(path).map_err(cannot)?.with_guessed_format().map_err(cannot)?;
     let mut limits = Limits::no_limits();
     limits.max_image_width = Some(LONGEST_SIDE);
     limits.max_image_height = Some(LONGEST_SIDE);
@@ -184,20 +183,27 @@ fn unreadable(path: &Path, error: &ImageError) -> CliError {
 
 /// A sound file of a kind that is not understood.
 pub(super) fn unsupported(path: &Path, kind: &dyn std::fmt::Display) -> CliError {
-    failed(path, format!("has pixels of a kind that cannot be read ({kind}); save it as 8- or 16-bit grey or RGB"))
+    failed(
+        path,
+        format!("has pixels of a kind that cannot be read ({kind}); save it as 8- or 16-bit grey or RGB"),
+    )
 }
 
 fn decode(path: &Path, reader: ImageReader<BufReader<File>>) -> Result<Image> {
     let decoder = reader.into_decoder().map_err(|error| unreadable(path, &error))?;
     let (width, height) = decoder.dimensions();
     let color = decoder.color_type();
-    let mut pixels =
-        allocate(path, (width, height), color.channel_count().into(), match color {
+    let mut pixels = allocate(
+        path,
+        (width, height),
+        color.channel_count().into(),
+        match color {
             ColorType::L8 | ColorType::La8 | ColorType::Rgb8 | ColorType::Rgba8 => Kind::U8,
             ColorType::L16 | ColorType::La16 | ColorType::Rgb16 | ColorType::Rgba16 => Kind::U16,
             ColorType::Rgb32F | ColorType::Rgba32F => Kind::F32,
             other => return Err(unsupported(path, &format!("{other:?}"))),
-        })?;
+        },
+    )?;
     decoder.read_image(pixels.bytes_mut()).map_err(|error| unreadable(path, &error))?;
     Ok(Image {
         width: width as usize,
@@ -233,15 +239,16 @@ pub(super) fn claimed_values(
             format!("claims to be {width} x {height} pixels; sides up to {LONGEST_SIDE} are possible"),
         ));
     }
-    let stored = std::fs::metadata(path)
-        .map_err(|error| failed(path, format!("cannot be opened: {error}")))?
-        .len();
+    let stored =
+        std::fs::metadata(path).map_err(|error| failed(path, format!("cannot be opened: {error}")))?.len();
     let values = u64::from(width) * u64::from(height) * channels as u64;
     let bytes = values * bytes_per_value as u64;
     if bytes > ALWAYS_PLAUSIBLE && bytes / BEST_COMPRESSION > stored {
         return Err(failed(
             path,
-            format!("claims to be {width} x {height} pixels, which its {stored} bytes cannot hold: it is damaged"),
+            format!(
+                "claims to be {width} x {height} pixels, which its {stored} bytes cannot hold: it is damaged"
+            ),
         ));
     }
     usize::try_from(values).map_err(|_| too_large(path, width, height))

@@ -113,7 +113,9 @@ fn the_ending_does_not_matter_but_the_content_does() {
     let disguised = folder.path().join("image.tif");
     std::fs::rename(png, &disguised).unwrap();
     assert_eq!(read_image(&disguised).unwrap().width, 4);
-    for (name, content) in [("empty.png", b"".as_slice()), ("text.png", b"not an image, whatever its name says")] {
+    for (name, content) in
+        [("empty.png", b"".as_slice()), ("text.png", b"not an image, whatever its name says")]
+    {
         let path = folder.path().join(name);
         std::fs::write(&path, content).unwrap();
         assert!(read_image(&path).unwrap_err().to_string().contains(name));
@@ -127,7 +129,9 @@ fn the_ending_does_not_matter_but_the_content_does() {
 fn damaged_files_are_errors_or_pictures_but_never_panics() {
     let folder = folder();
     let mut random = Random::new(11);
-    let noise = image::RgbImage::from_fn(24, 17, |_, _| image::Rgb([0; 3].map(|_: u8| random.between(0.0, 256.0) as u8)));
+    let noise = image::RgbImage::from_fn(24, 17, |_, _| {
+        image::Rgb([0; 3].map(|_: u8| random.between(0.0, 256.0) as u8))
+    });
     let image = DynamicImage::from(noise);
     for (ending, format) in [
         ("png", ImageFormat::Png),

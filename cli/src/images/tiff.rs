@@ -74,6 +74,8 @@ pub(super) fn read(path: &Path) -> Result<Page> {
 fn unreadable(path: &Path, error: &tiff::TiffError) -> CliError {
     match error {
         tiff::TiffError::UnsupportedError(kind) => unsupported(path, kind),
-        error => failed(path, format!("cannot be read as a TIFF image, it may be damaged or cut short: {error}")),
+        error => {
+            failed(path, format!("cannot be read as a TIFF image, it may be damaged or cut short: {error}"))
+        }
     }
 }

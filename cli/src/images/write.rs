@@ -59,7 +59,8 @@ fn encoder<W: Write>(
     color: png::ColorType,
 ) -> Result<png::Encoder<'static, W>, png::EncodingError> {
     let side = |pixels: usize| {
-        u32::try_from(pixels).map_err(|_| std::io::Error::other("a PNG has at most 4294967295 rows or columns"))
+        u32::try_from(pixels)
+            .map_err(|_| std::io::Error::other("a PNG has at most 4294967295 rows or columns"))
     };
     let mut encoder = png::Encoder::new(out, side(width)?, side(height)?);
     encoder.set_color(color);
@@ -76,7 +77,7 @@ pub(crate) fn write_planes(
     values: &[f32],
 ) -> Result<(), tiff::TiffError> {
     // Classic TIFF has 32-bit offsets.
-    if values.len() * size_of::<f32>() < 0xF000_0000 {
+    if size_of_val(values) < 0xF000_0000 {
         pages(TiffEncoder::new(out)?, width, height, planes, values)
     } else {
         pages(TiffEncoder::new_big(out)?, width, height, planes, values)

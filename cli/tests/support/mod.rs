@@ -26,7 +26,7 @@ impl Run {
     /// Standard output as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error} in:\n{}", self.out))
+        serde_json::from_str(&self.out).expect("standard output is JSON")
     }
 }
 
@@ -55,7 +55,14 @@ pub(crate) fn folders(names: &[&str]) -> tempfile::TempDir {
 
 /// Writes an 8-bit PNG of grey values or palette indices.
 pub(crate) fn write_png(path: &Path, width: usize, color: png::ColorType, values: &[u8]) {
-    write_png_of_depth(path, width, values.len() / width / color.samples(), color, png::BitDepth::Eight, values);
+    write_png_of_depth(
+        path,
+        width,
+        values.len() / width / color.samples(),
+        color,
+        png::BitDepth::Eight,
+        values,
+    );
 }
 
 /// Writes a PNG from packed rows.
