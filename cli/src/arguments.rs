@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
+use mdm::model::{FeatureConfig, Metadata};
 
 /// Where the work is done.
 #[derive(Args, Clone, Debug)]
@@ -21,6 +22,63 @@ pub(crate) struct DeviceArguments {
 impl DeviceArguments {
     pub(crate) fn open(&self) -> crate::error::Result<mdm::Device> {
         Ok(mdm::Device::select(&self.device, self.threads)?)
+    }
+}
+
+/// What a pixel's features are.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Method")]
+pub(crate) struct FeatureArguments {
+    /// Decoder blocks whose activations describe a pixel, such as 8..12 or 5,8,12 [default: the backbone's]
+    #[arg(long, value_name = "BLOCKS")]
+    pub(crate) blocks: Option<Numbers>,
+
+    /// Diffusion timesteps at which they are taken, such as 50,150,250 [default: the backbone's]
+    #[arg(long, value_name = "STEPS")]
+    pub(crate) timesteps: Option<Numbers>,
+
+    /// Divide a window's features by their norm
+    #[arg(long)]
+    pub(crate) normalise: bool,
+
+    /// Hide part of the image from the network, as in its training [default: the backbone's]
+    #[arg(long, overrides_with = "no_hide")]
+    pub(crate) hide: bool,
+
+    /// Hide nothing; the network is only told the timestep
+    #[arg(long)]
+    pub(crate) no_hide: bool,
+
+    /// Side of the sliding window in pixels at the model's scale [default: the backbone's]
+    #[arg(long, value_name = "PIXELS", value_parser = positive)]
+    pub(crate) window: Option<usize>,
+
+    /// Part of a window shared with its neighbour [default: the backbone's]
+    #[arg(long, value_name = "PART", value_parser = part)]
+    pub(crate) overlap: Option<f64>,
+}
+
+impl FeatureArguments {
+    /// The features of `backbone` with what was asked for.
+    pub(crate) fn config(&self, backbone: &Metadata) -> FeatureConfig {
+        let mut features = backbone.features.clone();
+        if let Some(blocks) = &self.blocks {
+            features.blocks.clone_from(&blocks.0);
+        }
+        if let Some(timesteps) = &self.timesteps {
+            features.timesteps = timesteps.0.iter().map(|step| *step as u32).collect();
+        }
+        features.normalise |= self.normalise;
+        features
+    }
+
+    /// Whether images are corrupted, if that was said.
+    pub(crate) fn corrupt(&self) -> Option<bool> {
+        match (self.hide, self.no_hide) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        }
     }
 }
 
@@ -67,7 +125,7 @@ pub(crate) struct ConfigurationArguments {
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) preset: Option<PresetArgument>,
 
-    /// JSON file with the configuration, keys as in guided-diffusion (model_channels, channel_mult ...)
+    /// JSON file with the configuration, keys as in guided-diffusion (image_size, num_head_channels ...)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 
@@ -140,9 +198,12 @@ impl FromStr for Numbers {
     }
 }
 
+/// Bound on blocks and timesteps, so that a range is never unreasonably long.
+const LARGEST: usize = 10_000;
+
 fn range(text: &str) -> Result<RangeInclusive<usize>, String> {
     let number = |text: &str| {
-        text.parse::<usize>().ok().filter(|number| *number < 10_000).ok_or_else(|| {
+        text.parse::<usize>().ok().filter(|number| *number < LARGEST).ok_or_else(|| {
             format!("{text:?} is not a number; write for example 8..12 (both ends included) or 5,8,12")
         })
     };

@@ -50,7 +50,7 @@ enum Command {
     /// Tell what a model file is
     Info(Box<commands::info::Arguments>),
     /// Turn PyTorch checkpoints into a model file
-    //    Import(Box<commands::import::Arguments>),
+    Import(Box<commands::import::Arguments>),
     /// List what this machine can compute on
     Devices(commands::devices::Arguments),
     /// Measure how fast this machine is
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         Command::Eval(arguments) => commands::eval::run(&arguments),
         Command::Demo(arguments) => commands::demo::run(&arguments),
         Command::Info(arguments) => commands::info::run(&arguments),
-        //        Command::Import(arguments) => commands::import::run(&arguments),
+        Command::Import(arguments) => commands::import::run(&arguments),
         Command::Devices(arguments) => commands::devices::run(&arguments),
         Command::Bench(arguments) => commands::bench::run(&arguments),
     };

@@ -13,7 +13,9 @@ pub(crate) fn open_model(
     backbone: Option<&Path>,
     configuration: &ConfigurationArguments,
 ) -> Result<Model> {
-    opened(Model::open_with(path, backbone, &options(configuration)?)?)
+    let model = Model::open_with(path, backbone, &options(configuration)?)?;
+    tell_assumptions(&model);
+    Ok(model)
 }
 
 /// Opens a file that describes itself or is described by the command line.
@@ -21,11 +23,11 @@ pub(crate) fn open_backbone(path: &Path, configuration: &ConfigurationArguments)
     open_model(path, None, configuration)
 }
 
-fn opened(model: Model) -> Result<Model> {
+/// Warns of what had to be guessed about a backbone.
+pub(crate) fn tell_assumptions(model: &Model) {
     for assumption in model.assumptions() {
-        warn(format!("nothing says otherwise, so it is assumed: {assumption}"));
+        warn(format!("assumed, as nothing says otherwise: {assumption}"));
     }
-    Ok(model)
 }
 
 /// What the flags, and the file that one of them may name, say about a backbone.

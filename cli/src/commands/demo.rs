@@ -21,7 +21,7 @@ use crate::labelled::Pair;
 use crate::output::{print, print_json};
 
 const EXAMPLES: &str = "\
-Draws a microscope image of fluorescent nuclei and scribbles a few labels on it, fits a model to them with the backbone
+Draws a microscope image of fluorescent nuclei and labels a few spots and strokes on it, fits a model to them with the backbone
 that comes with mdm, and segments a second image, whose truth is known. It leaves in DIR
 
   labelled.png           the image that is labelled
@@ -108,7 +108,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         device: &device,
         pairs: &[pair],
         classes: classes(&["background".to_owned(), "nucleus".to_owned()], 2),
-        features: FeatureOptions { corrupt: Some(false), ..FeatureOptions::default() },
+        features: FeatureOptions::default(),
         options: FitOptions { ensemble: HEADS, held_out: false, ..FitOptions::default() },
     }
     .run()?
@@ -142,13 +142,13 @@ fn in_words(report: &Report, folder: &Path) -> String {
     let share = 100.0 * report.labelled_pixels as f64 / (LABELLED.0 * LABELLED.0) as f64;
     let folder = folder.display();
     format!(
-        "Fitted {HEADS} heads on {} scribbled pixels ({share:.1} % of one image) in {:.1} s,\n\
+        "Fitted {HEADS} heads on {} labelled pixels ({share:.1} % of one image) in {:.1} s,\n\
          segmented another image of {} x {} pixels in {:.1} s: Dice {:.4} against the known truth.\n\
          {:.1} s in all, on {}. The result is in {folder}; look at overlay.png.\n\
          \n\
          The same by hand:\n  \
          mdm fit --backbone {folder}/backbone.safetensors --images {folder}/labelled.png --labels {folder}/labels.png \
-         --no-hide -o my-model.safetensors\n  \
+         -o my-model.safetensors\n  \
          mdm segment --model my-model.safetensors {folder}/image.png -o out/\n  \
          mdm eval --prediction out/image.png --truth {folder}/truth.png",
         report.labelled_pixels,

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mdm::model::{Class, FeatureConfig, Model, Save, StoredType};
+use mdm::model::{Class, Model, Save, StoredType};
 use mdm::segment::FeatureOptions;
 use mdm::{Control, Device, Error};
 use mdm_train::fit::{
@@ -11,8 +11,8 @@ use mdm_train::fit::{
 };
 use serde::Serialize;
 
-use crate::arguments::{ConfigurationArguments, DeviceArguments, Numbers, microns, part, positive};
-use crate::error::{CliError, Result, usage};
+use crate::arguments::{ConfigurationArguments, DeviceArguments, FeatureArguments, microns, positive};
+use crate::error::{CliError, Result};
 use crate::files::writable_file;
 use crate::images::Image;
 use crate::labelled::{Census, Pair, pairs};
@@ -79,33 +79,8 @@ pub(crate) struct Arguments {
     #[arg(long, help_heading = "Method")]
     no_held_out: bool,
 
-    /// Decoder blocks whose activations describe a pixel, such as 8..12 or 5,8,12 [default: the backbone's]
-    #[arg(long, value_name = "BLOCKS", help_heading = "Method")]
-    blocks: Option<Numbers>,
-
-    /// Diffusion timesteps at which they are taken, such as 50,150,250 [default: the backbone's]
-    #[arg(long, value_name = "STEPS", help_heading = "Method")]
-    timesteps: Option<Numbers>,
-
-    /// Divide a window's features by their norm
-    #[arg(long, help_heading = "Method")]
-    normalise: bool,
-
-    /// Hide part of the image from the network, as in its training [default: the backbone's]
-    #[arg(long, overrides_with = "no_hide", help_heading = "Method")]
-    hide: bool,
-
-    /// Hide nothing; the network is only told the timestep
-    #[arg(long, help_heading = "Method")]
-    no_hide: bool,
-
-    /// Side of the sliding window in pixels at the model's scale [default: the backbone's]
-    #[arg(long, value_name = "PIXELS", value_parser = positive, help_heading = "Method")]
-    window: Option<usize>,
-
-    /// Part of a window shared with its neighbour [default: the backbone's]
-    #[arg(long, value_name = "PART", value_parser = part, help_heading = "Method")]
-    overlap: Option<f64>,
+    #[command(flatten)]
+    features: FeatureArguments,
 
     /// Windows at a time: more may be faster and take more memory
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Computing")]
@@ -223,7 +198,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         device: &device,
         pairs: &pairs,
         classes: classes(&arguments.classes, count),
-        features: feature_options(arguments, &backbone)?,
+        features: feature_options(arguments, &backbone),
         options: FitOptions {
             ensemble: arguments.ensemble,
             seed: arguments.seed,
@@ -279,31 +254,18 @@ pub(crate) fn classes(names: &[String], count: usize) -> Vec<Class> {
     classes
 }
 
-fn feature_options(arguments: &Arguments, backbone: &Model) -> Result<FeatureOptions> {
+fn feature_options(arguments: &Arguments, backbone: &Model) -> FeatureOptions {
     let defaults = FeatureOptions::default();
-    let mut features: FeatureConfig = backbone.metadata().features.clone();
-    if let Some(blocks) = &arguments.blocks {
-        features.blocks.clone_from(&blocks.0);
-    }
-    if let Some(timesteps) = &arguments.timesteps {
-        let small = |step: &usize| u32::try_from(*step).map_err(|_| usage("--timesteps: too large"));
-        features.timesteps = timesteps.0.iter().map(small).collect::<Result<_>>()?;
-    }
-    features.normalise |= arguments.normalise;
-    Ok(FeatureOptions {
+    FeatureOptions {
         microns_per_pixel: arguments.mpp,
         batch: arguments.batch.unwrap_or(defaults.batch),
-        window: arguments.window,
-        overlap: arguments.overlap,
+        window: arguments.features.window,
+        overlap: arguments.features.overlap,
         seed: arguments.seed,
-        corrupt: match (arguments.hide, arguments.no_hide) {
-            (true, _) => Some(true),
-            (_, true) => Some(false),
-            _ => None,
-        },
-        features: Some(features),
+        corrupt: arguments.features.corrupt(),
+        features: Some(arguments.features.config(backbone.metadata())),
         ..defaults
-    })
+    }
 }
 
 fn in_words(report: &Report<'_>) -> String {

@@ -5,6 +5,6 @@ pub(crate) mod demo;
 pub(crate) mod devices;
 pub(crate) mod eval;
 pub(crate) mod fit;
-// pub(crate) mod import;
+pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod segment;

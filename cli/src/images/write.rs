@@ -77,7 +77,7 @@ pub(crate) fn write_planes(
     values: &[f32],
 ) -> Result<(), tiff::TiffError> {
     // Classic TIFF has 32-bit offsets.
-    if values.len() * size_of::<f32>() < 0xF000_0000 {
+    if size_of_val(values) < 0xF000_0000 {
         pages(TiffEncoder::new(out)?, width, height, planes, values)
     } else {
         pages(TiffEncoder::new_big(out)?, width, height, planes, values)

@@ -26,7 +26,7 @@ impl Run {
     /// Standard output as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error} in:\n{}", self.out))
+        serde_json::from_str(&self.out).expect("standard output is JSON")
     }
 }
 
