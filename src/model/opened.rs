@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use super::describe::{
-    Description, METADATA_KEY, belongs_to_unet, check_parameters, describe, described_by,
-};
+use super::describe::{Description, METADATA_KEY, belongs_to_unet, check_parameters, describe, described_by};
 use super::fingerprint::fingerprint;
 use super::mapping::Mapping;
 use super::safetensors_file::SafetensorsFile;

@@ -121,7 +121,7 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn tensor(&mut self, height: usize, width: usize, channels: usize) -> TensorId {
-        self.tensors.push(TensorInfo { height, width, channels, range: 0..0 });
+        self.tensors.push(TensorInfo::new(height, width, channels));
         self.tensors.len() - 1
     }
 

@@ -16,6 +16,9 @@ use std::ops::Range;
 use crate::model::UnetConfig;
 use crate::{Error, Result};
 
+/// Start of the names of the heads' parameters, see [`PlanOptions::head`].
+pub const HEAD_PREFIX: &str = "head.";
+
 /// Index into [`Plan::tensors`].
 pub type TensorId = usize;
 
@@ -36,6 +39,11 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
+    /// A tensor that has no place yet.
+    pub fn new(height: usize, width: usize, channels: usize) -> Self {
+        Self { height, width, channels, range: 0..0 }
+    }
+
     /// Values of one sample.
     pub fn sample_len(&self) -> usize {
         self.height * self.width * self.channels
@@ -244,6 +252,44 @@ impl Plan {
     /// [`Error::Invalid`] for a configuration, size or block that cannot be; [`Error::OutOfMemory`] where sizes overflow.
     pub fn new(config: &UnetConfig, options: PlanOptions) -> Result<Self> {
         builder::build(config, options)
+    }
+
+    /// A plan of any operations, placed in memory and checked: for single operations, as tests and benchmarks want them.
+    ///
+    /// `images` are given by the caller ([`Inputs::images`](crate::engine::Inputs)), whatever they mean; the timesteps
+    /// are empty. Tensors need no ranges.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check) and [`new`](Self::new).
+    pub fn assemble(
+        config: UnetConfig,
+        batch: usize,
+        mut tensors: Vec<TensorInfo>,
+        params: Vec<Param>,
+        ops: Vec<Op>,
+        images: Vec<TensorId>,
+        outputs: Vec<TensorId>,
+    ) -> Result<Self> {
+        let known = |id: &TensorId| *id < tensors.len();
+        if !ops.iter().all(|op| op.inputs().iter().chain([&op.output()]).all(known))
+            || !images.iter().chain(&outputs).all(known)
+        {
+            return Err(Error::invalid("plan", "names a tensor that it does not have"));
+        }
+        let arena_len = memory::place(&mut tensors, &ops, batch, &images, &outputs)?;
+        let options = PlanOptions {
+            batch,
+            height: 1,
+            width: 1,
+            timestep_slots: 0,
+            blocks: Vec::new(),
+            image: false,
+            head: None,
+        };
+        let plan =
+            Self { config, options, tensors, params, ops, images, timesteps: Vec::new(), outputs, arena_len };
+        plan.check()?;
+        Ok(plan)
     }
 
     /// Bytes of the arena.

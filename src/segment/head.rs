@@ -2,11 +2,8 @@
 
 use super::memory::{product, zeros};
 use crate::model::{BatchNorm, Head, Linear, MapWeights};
-use crate::plan::{Combine, HeadShape};
+use crate::plan::{Combine, HEAD_PREFIX, HeadShape};
 use crate::{Error, Result};
-
-/// Start of the names of the parameters that [`fold_heads`] makes.
-pub const HEAD_PREFIX: &str = "head.";
 
 const EPSILON: f64 = 1e-5;
 

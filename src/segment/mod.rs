@@ -19,7 +19,7 @@ pub mod window;
 
 pub use band::Band;
 pub use features::{FeatureMap, FeatureOptions, Features, WindowFeatures};
-pub use head::{HEAD_PREFIX, fold_heads, head_shape};
+pub use head::{fold_heads, head_shape};
 pub use noise::WindowNoise;
 pub use rescale::Scaling;
 pub use segmenter::{RunReport, SegmentOptions, Segmentation, Segmenter};

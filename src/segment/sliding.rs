@@ -2,7 +2,6 @@
 
 use super::corruption::Corruptor;
 use super::cut::Cutter;
-use super::head::HEAD_PREFIX;
 use super::memory::{product, reserve, zeros};
 use super::noise::WindowNoise;
 use super::rescale::{Scaling, scale_between, scaled_side};
@@ -10,7 +9,7 @@ use super::window::{WindowGrid, WindowPosition};
 use crate::engine::{Inputs, Network};
 use crate::image::ImageSource;
 use crate::model::{FeatureConfig, Layered, MapWeights, Metadata, Model, WeightSource};
-use crate::plan::{HeadShape, Plan, PlanOptions};
+use crate::plan::{HEAD_PREFIX, HeadShape, Plan, PlanOptions};
 use crate::{Control, Device, Error, Result};
 
 /// Windows at a time where nobody says otherwise.

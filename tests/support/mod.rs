@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 /// `count` values in [0, 1), multiples of 2^-24: a splitmix64 stream seeded with `fnv1a64(name) + salt`.
-pub fn uniform(name: &str, count: usize, salt: u64) -> impl Iterator<Item = f64> {
+pub(crate) fn uniform(name: &str, count: usize, salt: u64) -> impl Iterator<Item = f64> {
     let mut state = name
         .bytes()
         .fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
@@ -25,7 +25,7 @@ pub fn uniform(name: &str, count: usize, salt: u64) -> impl Iterator<Item = f64>
 }
 
 /// A parameter of the golden networks.
-pub fn weight(name: &str, shape: &[usize], salt: u64) -> Vec<f32> {
+pub(crate) fn weight(name: &str, shape: &[usize], salt: u64) -> Vec<f32> {
     let count = shape.iter().product();
     let gain = (3.0 / shape[1..].iter().product::<usize>() as f64).sqrt();
     uniform(name, count, salt)
@@ -38,18 +38,18 @@ pub fn weight(name: &str, shape: &[usize], salt: u64) -> Vec<f32> {
 }
 
 /// An input in [-1, 1].
-pub fn image(name: &str, count: usize, salt: u64) -> Vec<f32> {
+pub(crate) fn image(name: &str, count: usize, salt: u64) -> Vec<f32> {
     uniform(name, count, salt).map(|u| (2.0 * u - 1.0) as f32).collect()
 }
 
 /// Parameters generated from their names; the shapes are those of the plan that asks.
-pub struct Seeded<'a> {
-    pub shapes: HashMap<&'a str, &'a [usize]>,
-    pub salt: u64,
+pub(crate) struct Seeded<'a> {
+    pub(crate) shapes: HashMap<&'a str, &'a [usize]>,
+    pub(crate) salt: u64,
 }
 
 impl<'a> Seeded<'a> {
-    pub fn new(plan: &'a mdm::plan::Plan, salt: u64) -> Self {
+    pub(crate) fn new(plan: &'a mdm::plan::Plan, salt: u64) -> Self {
         let shapes = plan.params.iter().map(|param| (param.name.as_str(), param.shape.as_slice())).collect();
         Self { shapes, salt }
     }
@@ -63,14 +63,14 @@ impl WeightSource for Seeded<'_> {
 }
 
 /// A golden file: its metadata entry and its tensors.
-pub struct Golden {
-    pub name: String,
-    pub meta: Value,
+pub(crate) struct Golden {
+    pub(crate) name: String,
+    pub(crate) meta: Value,
     bytes: Vec<u8>,
 }
 
 impl Golden {
-    pub fn open(path: &Path) -> Self {
+    pub(crate) fn open(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap();
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
         let meta = serde_json::from_str(&metadata.metadata().as_ref().unwrap()["meta"]).unwrap();
@@ -78,7 +78,7 @@ impl Golden {
     }
 
     /// All files of `tests/golden` whose name starts with `prefix`; there must be one.
-    pub fn all(prefix: &str) -> Vec<Self> {
+    pub(crate) fn all(prefix: &str) -> Vec<Self> {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
             .unwrap()
@@ -90,27 +90,27 @@ impl Golden {
         paths.iter().map(|path| Self::open(path)).collect()
     }
 
-    pub fn salt(&self) -> u64 {
+    pub(crate) fn salt(&self) -> u64 {
         self.meta["salt"].as_u64().unwrap()
     }
 
-    pub fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
         tensors.names().into_iter().map(str::to_owned).collect()
     }
 
-    pub fn shape(&self, name: &str) -> Vec<usize> {
+    pub(crate) fn shape(&self, name: &str) -> Vec<usize> {
         SafeTensors::deserialize(&self.bytes).unwrap().tensor(name).unwrap().shape().to_vec()
     }
 
-    pub fn f32(&self, name: &str) -> Option<Vec<f32>> {
+    pub(crate) fn f32(&self, name: &str) -> Option<Vec<f32>> {
         let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
         let tensor = tensors.tensor(name).ok()?;
         assert_eq!(tensor.dtype(), Dtype::F32, "{name}");
         Some(tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
     }
 
-    pub fn i64(&self, name: &str) -> Option<Vec<i64>> {
+    pub(crate) fn i64(&self, name: &str) -> Option<Vec<i64>> {
         let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
         let tensor = tensors.tensor(name).ok()?;
         assert_eq!(tensor.dtype(), Dtype::I64, "{name}");
@@ -119,7 +119,7 @@ impl Golden {
 }
 
 /// `[n, c, h, w]` as `[n, h, w, c]`.
-pub fn channels_last(values: &[f32], n: usize, c: usize, pixels: usize) -> Vec<f32> {
+pub(crate) fn channels_last(values: &[f32], n: usize, c: usize, pixels: usize) -> Vec<f32> {
     let mut out = vec![0.0; values.len()];
     for sample in 0..n {
         for channel in 0..c {
@@ -132,7 +132,7 @@ pub fn channels_last(values: &[f32], n: usize, c: usize, pixels: usize) -> Vec<f
 }
 
 /// `|a - b| / |b|`.
-pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     let (mut difference, mut norm) = (0.0, 0.0);
     for (&a, &b) in a.iter().zip(b) {

@@ -1,5 +1,7 @@
 //! Heads fitted on made-up features.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Mutex;

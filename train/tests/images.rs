@@ -1,5 +1,7 @@
 //! From labelled images to a segmentation, with a small random backbone.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,7 @@
 //! Measures against golden values, and their properties.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::{Duration, Instant};

@@ -9,7 +9,7 @@ use rayon::slice::ParallelSliceMut;
 use super::buffer::Buffer;
 use super::winograd;
 use crate::model::WeightSource;
-use crate::plan::Param;
+use crate::plan::{HEAD_PREFIX, Param};
 use crate::{Error, Result};
 
 /// How a parameter lies in memory.
@@ -62,7 +62,10 @@ impl PackedWeights {
             }
             Layout::Winograd { panel, tile } => winograd_panels(&tensor.data, &param.shape, panel, tile)?,
         });
-        self.0.insert(key, packed.clone());
+        // Models with other heads share the cache of their backbone.
+        if !param.name.starts_with(HEAD_PREFIX) {
+            self.0.insert(key, packed.clone());
+        }
         Ok(packed)
     }
 }

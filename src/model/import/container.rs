@@ -13,7 +13,8 @@ const MOST_ENTRIES: usize = 1_000_000;
 
 /// Reads a zip archive: `NAME/data.pkl` and the storages in `NAME/data/KEY`, stored without compression.
 pub(super) fn read_zip(bytes: &[u8]) -> Result<Found, String> {
-    let damaged = |error: rawzip::Error| format!("it is a damaged zip archive ({error}); copy or download it again");
+    let damaged =
+        |error: rawzip::Error| format!("it is a damaged zip archive ({error}); copy or download it again");
     let archive = ZipArchive::from_slice(bytes).map_err(damaged)?;
     let mut places: HashMap<String, Range<usize>> = HashMap::new();
     let mut entries = archive.entries();
@@ -24,7 +25,9 @@ pub(super) fn read_zip(bytes: &[u8]) -> Result<Found, String> {
         let path = entry.file_path();
         let Ok(name) = str::from_utf8(path.as_ref()).map(str::to_owned) else { continue };
         if entry.compression_method() != CompressionMethod::STORE || entry.flags().is_encrypted() {
-            return Err(format!("its entry {name:?} is compressed or encrypted; save the checkpoint again with torch.save"));
+            return Err(format!(
+                "its entry {name:?} is compressed or encrypted; save the checkpoint again with torch.save"
+            ));
         }
         if places.len() >= MOST_ENTRIES {
             return Err(format!("it has more than {MOST_ENTRIES} entries"));
@@ -38,7 +41,8 @@ pub(super) fn read_zip(bytes: &[u8]) -> Result<Found, String> {
         .min_by_key(|folder| folder.len())
         .ok_or("it is a zip archive without `data.pkl`, and so no PyTorch checkpoint")?
         .to_owned();
-    let content = |name: &str| places.get(&format!("{folder}{name}")).and_then(|range| bytes.get(range.clone()));
+    let content =
+        |name: &str| places.get(&format!("{folder}{name}")).and_then(|range| bytes.get(range.clone()));
     if content("byteorder").is_some_and(|order| order.trim_ascii() == b"big") {
         return Err(BIG_ENDIAN.into());
     }
@@ -96,7 +100,8 @@ pub(super) fn read_legacy(bytes: &[u8]) -> Result<Found, String> {
     let mut places: HashMap<&str, Range<usize>> = HashMap::new();
     for &key in keys.sequence(keys.root()).ok_or("its list of storages is missing")? {
         let key = keys.text(key).ok_or("the key of a storage is not text")?;
-        let storage = known.get(key).ok_or_else(|| format!("its storage {key:?} is of a class that is not read"))?;
+        let storage =
+            known.get(key).ok_or_else(|| format!("its storage {key:?} is of a class that is not read"))?;
         let (count, _) = bytes[at..].split_first_chunk::<8>().ok_or_else(cut_off)?;
         at += 8;
         let length = usize::try_from(i64::from_le_bytes(*count))

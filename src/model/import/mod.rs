@@ -21,7 +21,8 @@ use super::{BackboneOptions, Head, Model};
 use crate::{Error, Result};
 
 /// First bytes of a pickled magic number that starts checkpoints of PyTorch before 1.6.
-const LEGACY_MAGIC: [u8; 14] = [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
+const LEGACY_MAGIC: [u8; 14] =
+    [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
 const ZIP_MAGIC: [u8; 4] = *b"PK\x03\x04";
 
@@ -133,10 +134,11 @@ impl Checkpoint {
                 }
             },
         };
-        let description = match described_by(&self.strings).map_err(|error| mapping.error(error.to_string()))? {
-            Some(description) => Some(description),
-            None => Description::from_sidecar(mapping.path())?,
-        };
+        let description =
+            match described_by(&self.strings).map_err(|error| mapping.error(error.to_string()))? {
+                Some(description) => Some(description),
+                None => Description::from_sidecar(mapping.path())?,
+            };
         let tensors = self.tensors.below(&prefix);
         Model::from_stored(tensors, description, options, assumptions)
     }

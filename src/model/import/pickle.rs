@@ -105,8 +105,14 @@ impl Graph<'_> {
 /// # Errors
 /// What is wrong with it, for people.
 pub(super) fn read(bytes: &[u8]) -> Result<Graph<'_>, String> {
-    let mut machine =
-        Machine { bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+    let mut machine = Machine {
+        bytes,
+        at: 0,
+        nodes: Vec::new(),
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+    };
     for _ in 0..MOST_OPERATIONS {
         if let Some(root) = machine.step()? {
             return Ok(Graph { bytes, nodes: machine.nodes, root, length: machine.at });
@@ -221,8 +227,11 @@ impl Machine<'_> {
                 self.memo.insert(key, top);
             }
             b'h' | b'j' => {
-                let key =
-                    if operation == b'h' { u32::from(self.byte()?) } else { u32::from_le_bytes(self.array()?) };
+                let key = if operation == b'h' {
+                    u32::from(self.byte()?)
+                } else {
+                    u32::from_le_bytes(self.array()?)
+                };
                 let value = *self.memo.get(&key).ok_or_else(|| format!("value {key} was never stored"))?;
                 self.stack.push(value);
             }
@@ -298,7 +307,9 @@ impl Machine<'_> {
                 self.top()?;
             }
             other => {
-                return Err(format!("operation 0x{other:02x} at byte {position} is none that PyTorch writes"));
+                return Err(format!(
+                    "operation 0x{other:02x} at byte {position} is none that PyTorch writes"
+                ));
             }
         }
         Ok(None)

@@ -138,7 +138,9 @@ impl Finder<'_> {
                 match (module, name) {
                     ("collections", "OrderedDict" | "defaultdict") => {
                         // Some writers pass the items as a list of pairs.
-                        let pairs = graph.sequence(*arguments).and_then(|arguments| graph.sequence(*arguments.first()?));
+                        let pairs = graph
+                            .sequence(*arguments)
+                            .and_then(|arguments| graph.sequence(*arguments.first()?));
                         let pairs: Vec<_> = pairs
                             .unwrap_or_default()
                             .iter()
@@ -245,7 +247,8 @@ impl Finder<'_> {
         let storage = storage(graph, data).ok_or_else(wrong)?;
         let shape = numbers(shape).ok_or_else(wrong)?;
         let strides = numbers(strides).filter(|strides| strides.len() == shape.len()).ok_or_else(wrong)?;
-        let offset = number(offset).and_then(|offset| offset.checked_add(storage.offset)).ok_or_else(wrong)?;
+        let offset =
+            number(offset).and_then(|offset| offset.checked_add(storage.offset)).ok_or_else(wrong)?;
         let place = (self.place)(&storage)?;
 
         let values = if shape.contains(&0) {
@@ -261,7 +264,12 @@ impl Finder<'_> {
             .and_then(|bytes| bytes.checked_add(start?));
         let bytes = match (start, end) {
             (Some(start), Some(end)) if end <= place.end => start..end,
-            _ => return Err(format!("a tensor of shape {shape:?} is larger than its storage {:?}", storage.key)),
+            _ => {
+                return Err(format!(
+                    "a tensor of shape {shape:?} is larger than its storage {:?}",
+                    storage.key
+                ));
+            }
         };
         let strides = (!row_major(&shape, &strides)).then_some(strides);
         Ok(StoredTensor { element: storage.element, shape, bytes, strides })

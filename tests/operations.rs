@@ -1,0 +1,536 @@
+//! One suite for every engine: each operation over generated shapes against a naive reference in f64.
+//!
+//! An operation is a plan of its own. Every instruction set of the CPU engine runs it, and once more with another number
+//! of threads, which must not change a bit.
+
+mod support;
+
+use mdm::engine::{Inputs, WeightCache};
+use mdm::model::{MapWeights, UnetConfig};
+use mdm::plan::{Combine, Conv, HeadShape, Norm, Op, Param, Plan, Resample, Source, TensorId, TensorInfo};
+use mdm::{Control, Device};
+use proptest::prelude::*;
+use support::{image, relative_error};
+
+/// Builds a plan of one operation together with its inputs and parameters.
+struct Problem {
+    batch: usize,
+    config: UnetConfig,
+    tensors: Vec<TensorInfo>,
+    given: Vec<(TensorId, Vec<f32>)>,
+    params: Vec<Param>,
+    weights: MapWeights,
+}
+
+impl Problem {
+    fn new(batch: usize) -> Self {
+        Self {
+            batch,
+            config: UnetConfig::mdm_paper(),
+            tensors: Vec::new(),
+            given: Vec::new(),
+            params: Vec::new(),
+            weights: MapWeights::default(),
+        }
+    }
+
+    fn tensor(&mut self, height: usize, width: usize, channels: usize) -> TensorId {
+        self.tensors.push(TensorInfo::new(height, width, channels));
+        self.tensors.len() - 1
+    }
+
+    /// A tensor of random values, shifted so that means are not zero.
+    fn input(&mut self, height: usize, width: usize, channels: usize) -> TensorId {
+        let id = self.tensor(height, width, channels);
+        let mut values = image(&format!("input{id}"), self.batch * height * width * channels, 1);
+        values.iter_mut().for_each(|value| *value += 0.3);
+        self.given.push((id, values));
+        id
+    }
+
+    fn param(&mut self, shape: &[usize]) -> (usize, Vec<f64>) {
+        let name = format!("param{}", self.params.len());
+        let values = image(&name, shape.iter().product(), 2);
+        self.weights.insert(&name, shape, values.clone());
+        self.params.push(Param { name, shape: shape.to_vec() });
+        (self.params.len() - 1, values.into_iter().map(f64::from).collect())
+    }
+
+    fn values(&self, id: TensorId) -> Map {
+        let (_, values) = self.given.iter().find(|(given, _)| *given == id).unwrap();
+        let TensorInfo { height, width, channels, .. } = self.tensors[id];
+        Map { height, width, channels, values: values.iter().map(|&v| f64::from(v)).collect() }
+    }
+
+    /// Runs `op` everywhere and compares it with `expected`, channels last.
+    fn check(self, op: Op, expected: &[f64], tolerance: f64) {
+        let expected: Vec<f32> = expected.iter().map(|&v| v as f32).collect();
+        let outputs = vec![op.output()];
+        let (ids, values): (Vec<_>, Vec<_>) = self.given.into_iter().unzip();
+        let plan = Plan::assemble(self.config, self.batch, self.tensors, self.params, vec![op], ids, outputs)
+            .unwrap();
+        let images: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+        let inputs = Inputs { images: &images, timesteps: &[], classes: &[] };
+        let devices = |threads| Device::cpu_instruction_sets(Some(threads)).unwrap();
+        for (one, three) in devices(1).into_iter().zip(devices(3)) {
+            let run = |device: &Device| {
+                let cache = WeightCache::default();
+                let mut network = device.engine().prepare(plan.clone(), &self.weights, &cache).unwrap();
+                let mut result = Vec::new();
+                // Twice, so that what the first run left in memory shows.
+                for _ in 0..2 {
+                    let mut read = |_: usize, values: &[f32]| {
+                        result = values.to_vec();
+                        Ok(())
+                    };
+                    network.run(&inputs, &Control::none(), &mut read).unwrap();
+                }
+                result
+            };
+            let result = run(&one);
+            let error = relative_error(&result, &expected);
+            let set = one.info().instruction_set;
+            assert!(error < tolerance, "{set}: relative error {error:.2e} in {:?}", plan.ops[0]);
+            assert_eq!(result, run(&three), "{set}: threads change the result of {:?}", plan.ops[0]);
+        }
+    }
+}
+
+/// `[batch, height, width, channels]` in f64.
+struct Map {
+    height: usize,
+    width: usize,
+    channels: usize,
+    values: Vec<f64>,
+}
+
+impl Map {
+    /// Zero outside of the image.
+    fn at(&self, sample: usize, y: isize, x: isize, c: usize) -> f64 {
+        let (Ok(y), Ok(x)) = (usize::try_from(y), usize::try_from(x)) else { return 0.0 };
+        if y >= self.height || x >= self.width {
+            return 0.0;
+        }
+        self.values[((sample * self.height + y) * self.width + x) * self.channels + c]
+    }
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+/// A source as one map.
+fn read(problem: &Problem, source: &Source) -> Map {
+    let parts: Vec<Map> = source.parts.iter().map(|&part| problem.values(part)).collect();
+    let channels: usize = parts.iter().map(|part| part.channels).sum();
+    let (height, width) = (parts[0].height, parts[0].width);
+    let coefficients = source.norm.map(|norm| (problem.values(norm.coefficients), norm.silu));
+    let mut values = Vec::new();
+    for sample in 0..problem.batch {
+        for pixel in 0..height * width {
+            let mut c = 0;
+            for part in &parts {
+                for own in 0..part.channels {
+                    let mut value = part.values[(sample * height * width + pixel) * part.channels + own];
+                    if let Some((coefficients, activate)) = &coefficients {
+                        let row = &coefficients.values[sample * 2 * channels..];
+                        value = value * row[c] + row[channels + c];
+                        value = if *activate { silu(value) } else { value };
+                    }
+                    values.push(value);
+                    c += 1;
+                }
+            }
+        }
+    }
+    let whole = Map { height, width, channels, values };
+    let (out_height, out_width) = match source.resample {
+        Resample::None => return whole,
+        Resample::NearestUp => (2 * height, 2 * width),
+        Resample::AverageDown => (height / 2, width / 2),
+    };
+    let mut values = Vec::new();
+    for sample in 0..problem.batch {
+        for y in 0..out_height as isize {
+            for x in 0..out_width as isize {
+                for c in 0..channels {
+                    values.push(if source.resample == Resample::NearestUp {
+                        whole.at(sample, y / 2, x / 2, c)
+                    } else {
+                        let mean: f64 = [(0, 0), (0, 1), (1, 0), (1, 1)]
+                            .iter()
+                            .map(|(dy, dx)| whole.at(sample, 2 * y + dy, 2 * x + dx, c))
+                            .sum();
+                        mean / 4.0
+                    });
+                }
+            }
+        }
+    }
+    Map { height: out_height, width: out_width, channels, values }
+}
+
+/// What a generated convolution looks like.
+#[derive(Clone, Debug)]
+struct ConvShape {
+    batch: usize,
+    height: usize,
+    width: usize,
+    parts: Vec<usize>,
+    outputs: usize,
+    kernel: usize,
+    stride: usize,
+    norm: Option<bool>,
+    resample: Resample,
+    bias: bool,
+    sample_bias: bool,
+    residual: Option<Resample>,
+}
+
+fn check_conv(shape: &ConvShape) {
+    let mut problem = Problem::new(shape.batch);
+    let parts: Vec<TensorId> =
+        shape.parts.iter().map(|&channels| problem.input(shape.height, shape.width, channels)).collect();
+    let inputs: usize = shape.parts.iter().sum();
+    let norm = shape.norm.map(|silu| Norm { coefficients: problem.input(1, 1, 2 * inputs), silu });
+    let source = Source { parts, norm, resample: shape.resample };
+    let x = read(&problem, &source);
+    let (height, width) = (x.height.div_ceil(shape.stride), x.width.div_ceil(shape.stride));
+    let (weight, weights) = problem.param(&[shape.outputs, inputs, shape.kernel, shape.kernel]);
+    let bias = shape.bias.then(|| problem.param(&[shape.outputs]));
+    let sample_bias = shape.sample_bias.then(|| problem.input(1, 1, shape.outputs));
+    let residual = shape.residual.map(|resample| {
+        let (h, w) = match resample {
+            Resample::None => (height, width),
+            Resample::NearestUp => (height / 2, width / 2),
+            Resample::AverageDown => (2 * height, 2 * width),
+        };
+        Source { parts: vec![problem.input(h, w, shape.outputs)], norm: None, resample }
+    });
+    let added = residual.as_ref().map(|residual| read(&problem, residual));
+    let shifted = sample_bias.map(|id| problem.values(id));
+    let mut expected = Vec::new();
+    let reach = (shape.kernel / 2) as isize;
+    for sample in 0..shape.batch {
+        for y in 0..height {
+            for x_out in 0..width {
+                for out in 0..shape.outputs {
+                    let mut sum = bias.as_ref().map_or(0.0, |(_, bias)| bias[out]);
+                    sum += shifted.as_ref().map_or(0.0, |bias| bias.values[sample * shape.outputs + out]);
+                    sum += added.as_ref().map_or(0.0, |map| map.at(sample, y as isize, x_out as isize, out));
+                    for input in 0..inputs {
+                        for ky in 0..shape.kernel {
+                            for kx in 0..shape.kernel {
+                                let at = ((out * inputs + input) * shape.kernel + ky) * shape.kernel + kx;
+                                let from_y = (y * shape.stride + ky) as isize - reach;
+                                let from_x = (x_out * shape.stride + kx) as isize - reach;
+                                sum += weights[at] * x.at(sample, from_y, from_x, input);
+                            }
+                        }
+                    }
+                    expected.push(sum);
+                }
+            }
+        }
+    }
+    let output = problem.tensor(height, width, shape.outputs);
+    let op = Op::Conv(Conv {
+        source,
+        weight,
+        bias: bias.map(|(id, _)| id),
+        sample_bias,
+        residual,
+        kernel: shape.kernel,
+        stride: shape.stride,
+        output,
+    });
+    problem.check(op, &expected, 3e-6);
+}
+
+prop_compose! {
+    fn conv_shapes(large: bool)(
+        batch in 1usize..3,
+        (height, width) in if large { (30usize..40, 30usize..70) } else { (1usize..19, 1usize..19) },
+        parts in prop::collection::vec(1usize..4, 1..3),
+        wide in any::<bool>(),
+        outputs in 1usize..140,
+        kernel in prop::sample::select(vec![1usize, 3]),
+        stride in 1usize..3,
+        norm in prop::option::of(any::<bool>()),
+        resample in prop::sample::select(vec![Resample::None, Resample::NearestUp, Resample::AverageDown]),
+        (bias, sample_bias) in any::<(bool, bool)>(),
+        residual in prop::option::of(
+            prop::sample::select(vec![Resample::None, Resample::NearestUp, Resample::AverageDown])),
+    ) -> ConvShape {
+        // Multiples of 32 channels take the paths of the networks, others those of their edges.
+        let parts = parts.into_iter().map(|n| if wide || large { 32 * n } else { 7 * n }).collect();
+        let outputs = if wide || large { outputs.div_ceil(35) * 32 } else { outputs };
+        let even = |size: usize| if resample == Resample::AverageDown { size.div_ceil(2) * 2 } else { size };
+        let (height, width) = (even(height), even(width));
+        let stride = if kernel == 1 { 1 } else { stride };
+        // An upsampled residual needs an even output.
+        let size = |n: usize| match resample {
+            Resample::None => n, Resample::NearestUp => 2 * n, Resample::AverageDown => n / 2,
+        }.div_ceil(stride);
+        let odd = size(height) % 2 == 1 || size(width) % 2 == 1;
+        let residual = residual.filter(|&kind| kind != Resample::NearestUp || !odd);
+        ConvShape { batch, height, width, parts, outputs, kernel, stride, norm, resample, bias, sample_bias, residual }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn convolution(shape in conv_shapes(false)) {
+        check_conv(&shape);
+    }
+
+    #[test]
+    fn vectors(batch in 1usize..4, inputs in 1usize..90, outputs in 1usize..90, silu_first in any::<bool>()) {
+        let mut problem = Problem::new(batch);
+        let input = problem.input(1, 1, inputs);
+        let (weight, weights) = problem.param(&[outputs, inputs]);
+        let (bias, biases) = problem.param(&[outputs]);
+        let x = problem.values(input);
+        let mut expected = Vec::new();
+        for sample in 0..batch {
+            for out in 0..outputs {
+                let products = (0..inputs).map(|i| {
+                    let value = x.values[sample * inputs + i];
+                    weights[out * inputs + i] * if silu_first { silu(value) } else { value }
+                });
+                expected.push(biases[out] + products.sum::<f64>());
+            }
+        }
+        let output = problem.tensor(1, 1, outputs);
+        problem.check(Op::Linear { input, silu: silu_first, weight, bias, label_embedding: None, output }, &expected, 3e-6);
+    }
+
+    #[test]
+    fn moments(batch in 1usize..3, height in 1usize..40, width in 1usize..40, channels in 1usize..150) {
+        let mut problem = Problem::new(batch);
+        let input = problem.input(height, width, channels);
+        let x = problem.values(input);
+        let pixels = height * width;
+        let mut expected = Vec::new();
+        for sample in 0..batch {
+            let mut variances = Vec::new();
+            for c in 0..channels {
+                let values = || (0..pixels).map(|p| x.values[(sample * pixels + p) * channels + c]);
+                let mean = values().sum::<f64>() / pixels as f64;
+                expected.push(mean);
+                variances.push(values().map(|v| (v - mean).powi(2)).sum::<f64>() / pixels as f64);
+            }
+            expected.extend(variances);
+        }
+        let output = problem.tensor(1, 1, 2 * channels);
+        problem.check(Op::Moments { input, output }, &expected, 2e-6);
+    }
+
+    #[test]
+    fn norm_coefficients(batch in 1usize..3, parts in prop::collection::vec(1usize..4, 1..3), modulated in any::<bool>()) {
+        let mut problem = Problem::new(batch);
+        let channels: usize = parts.iter().map(|n| 32 * n).sum();
+        let moments: Vec<TensorId> = parts.iter().map(|n| {
+            let id = problem.input(1, 1, 64 * n);
+            // Variances are not negative.
+            problem.given.last_mut().unwrap().1.iter_mut().for_each(|v| *v = v.abs());
+            id
+        }).collect();
+        let (weight, weights) = problem.param(&[channels]);
+        let (bias, biases) = problem.param(&[channels]);
+        let scale_shift = modulated.then(|| problem.input(1, 1, 2 * channels));
+        let modulation = scale_shift.map(|id| problem.values(id));
+        let mut expected = Vec::new();
+        for sample in 0..batch {
+            let (mut means, mut variances) = (Vec::new(), Vec::new());
+            for &id in &moments {
+                let map = problem.values(id);
+                let row = &map.values[sample * map.channels..][..map.channels];
+                means.extend_from_slice(&row[..map.channels / 2]);
+                variances.extend_from_slice(&row[map.channels / 2..]);
+            }
+            let width = channels / 32;
+            let (mut scales, mut shifts) = (Vec::new(), Vec::new());
+            for c in 0..channels {
+                let group = c / width * width..(c / width + 1) * width;
+                let mean = group.clone().map(|i| means[i]).sum::<f64>() / width as f64;
+                let square = group.map(|i| variances[i] + means[i] * means[i]).sum::<f64>() / width as f64;
+                let inverse = 1.0 / (square - mean * mean + 1e-5).sqrt();
+                let (mut scale, mut shift) = (weights[c] * inverse, biases[c] - mean * weights[c] * inverse);
+                if let Some(modulation) = &modulation {
+                    let row = &modulation.values[sample * 2 * channels..];
+                    scale *= 1.0 + row[c];
+                    shift = shift * (1.0 + row[c]) + row[channels + c];
+                }
+                scales.push(scale);
+                shifts.push(shift);
+            }
+            expected.extend(scales);
+            expected.extend(shifts);
+        }
+        let output = problem.tensor(1, 1, 2 * channels);
+        problem.check(Op::NormCoefficients { moments, weight, bias, scale_shift, output }, &expected, 2e-6);
+    }
+
+    #[test]
+    fn attention(
+        batch in 1usize..3, height in 1usize..14, width in 1usize..14, heads in 1usize..4, per_head in 1usize..70,
+        qkv_first in any::<bool>()
+    ) {
+        let mut problem = Problem::new(batch);
+        let (channels, pixels) = (heads * per_head, height * width);
+        let qkv = problem.input(height, width, 3 * channels);
+        // Scores of some size, so that the softmax is not flat.
+        problem.given[0].1.iter_mut().for_each(|v| *v *= 3.0);
+        let x = problem.values(qkv);
+        let value = |sample: usize, pixel: usize, role: usize, head: usize, c: usize| {
+            let channel = if qkv_first { role * channels + head * per_head + c } else { (head * 3 + role) * per_head + c };
+            x.values[(sample * pixels + pixel) * 3 * channels + channel]
+        };
+        let mut expected = vec![0.0; batch * pixels * channels];
+        for sample in 0..batch {
+            for head in 0..heads {
+                for query in 0..pixels {
+                    let scores: Vec<f64> = (0..pixels).map(|key| {
+                        let products = (0..per_head).map(|c| value(sample, query, 0, head, c) * value(sample, key, 1, head, c));
+                        products.sum::<f64>() / (per_head as f64).sqrt()
+                    }).collect();
+                    let highest = scores.iter().copied().fold(f64::MIN, f64::max);
+                    let sum: f64 = scores.iter().map(|s| (s - highest).exp()).sum();
+                    for c in 0..per_head {
+                        let mixed = scores.iter().enumerate().map(|(key, s)| (s - highest).exp() / sum * value(sample, key, 2, head, c));
+                        expected[(sample * pixels + query) * channels + head * per_head + c] = mixed.sum();
+                    }
+                }
+            }
+        }
+        let output = problem.tensor(height, width, channels);
+        problem.check(Op::Attention { qkv, heads, qkv_first, output }, &expected, 5e-6);
+    }
+
+    #[test]
+    fn sinusoids(batch in 1usize..4, half in 1usize..100) {
+        let mut problem = Problem::new(batch);
+        let timesteps = problem.input(1, 1, 1);
+        problem.given[0].1.iter_mut().enumerate().for_each(|(i, t)| *t = (50 + 317 * i) as f32);
+        let t = problem.values(timesteps).values;
+        let mut expected = Vec::new();
+        for t in t {
+            let angle = |k: usize| t * (-(10_000f64.ln()) * k as f64 / half as f64).exp();
+            expected.extend((0..half).map(|k| angle(k).cos()));
+            expected.extend((0..half).map(|k| angle(k).sin()));
+        }
+        let output = problem.tensor(1, 1, 2 * half);
+        problem.check(Op::Sinusoid { timesteps, output }, &expected, 1e-6);
+    }
+
+    #[test]
+    fn feature_norm(batch in 1usize..3, scale in 1usize..4, side in 1usize..9, channels in 1usize..40) {
+        let mut problem = Problem::new(batch);
+        let (height, width) = (side * scale + 1, side * scale + 3);
+        let blocks = vec![problem.input(side, side + 1, channels), problem.input(height, width, 3)];
+        let mut squares = vec![0.0; batch];
+        for &id in &blocks {
+            let map = problem.values(id);
+            for (sample, sum) in squares.iter_mut().enumerate() {
+                for y in 0..height {
+                    for x in 0..width {
+                        for c in 0..map.channels {
+                            *sum += bilinear(&map, sample, (y, x), (height, width), c).powi(2);
+                        }
+                    }
+                }
+            }
+        }
+        let expected: Vec<f64> = squares.into_iter().map(f64::sqrt).collect();
+        let output = problem.tensor(1, 1, 1);
+        problem.check(Op::FeatureNorm { blocks, size: (height, width), output }, &expected, 2e-6);
+    }
+
+    #[test]
+    fn heads(
+        batch in 1usize..3, side in 1usize..8, heads in 1usize..4, hidden in (1usize..50, 1usize..40), classes in 1usize..7,
+        normalise in any::<bool>(), uncertainty in any::<bool>()
+    ) {
+        let mut problem = Problem::new(batch);
+        let (height, width) = (2 * side + 1, 3 * side);
+        let sums = vec![problem.input(side, side + 1, heads * hidden.0), problem.input(height, width, heads * hidden.0)];
+        let norm = normalise.then(|| problem.input(1, 1, 1));
+        let (first_bias, b1) = problem.param(&[heads * hidden.0]);
+        let (second, w2) = problem.param(&[heads, hidden.1, hidden.0]);
+        let (second_bias, b2) = problem.param(&[heads * hidden.1]);
+        let (third, w3) = problem.param(&[heads, classes, hidden.1]);
+        let (third_bias, b3) = problem.param(&[heads * classes]);
+        let maps: Vec<Map> = sums.iter().map(|&id| problem.values(id)).collect();
+        let norms = norm.map(|id| {
+            problem.given.last_mut().unwrap().1.iter_mut().for_each(|v| *v = v.abs() + 0.5);
+            problem.values(id).values
+        });
+        let mut expected = Vec::new();
+        for sample in 0..batch {
+            for y in 0..height {
+                for x in 0..width {
+                    let mut mean = vec![0.0; classes];
+                    let mut entropies = 0.0;
+                    for head in 0..heads {
+                        let first: Vec<f64> = (0..hidden.0).map(|i| {
+                            let c = head * hidden.0 + i;
+                            let sum: f64 = maps.iter().map(|map| bilinear(map, sample, (y, x), (height, width), c)).sum();
+                            (sum / norms.as_ref().map_or(1.0, |norms| norms[sample]) + b1[c]).max(0.0)
+                        }).collect();
+                        let middle: Vec<f64> = (0..hidden.1).map(|i| {
+                            let row = &w2[(head * hidden.1 + i) * hidden.0..][..hidden.0];
+                            (row.iter().zip(&first).map(|(w, v)| w * v).sum::<f64>() + b2[head * hidden.1 + i]).max(0.0)
+                        }).collect();
+                        let logits: Vec<f64> = (0..classes).map(|i| {
+                            let row = &w3[(head * classes + i) * hidden.1..][..hidden.1];
+                            row.iter().zip(&middle).map(|(w, v)| w * v).sum::<f64>() + b3[head * classes + i]
+                        }).collect();
+                        let highest = logits.iter().copied().fold(f64::MIN, f64::max);
+                        let total: f64 = logits.iter().map(|l| (l - highest).exp()).sum();
+                        let p: Vec<f64> = logits.iter().map(|l| (l - highest).exp() / total).collect();
+                        entropies += entropy(&p) / heads as f64;
+                        mean.iter_mut().zip(&p).for_each(|(mean, p)| *mean += p / heads as f64);
+                    }
+                    let disagreement = entropy(&mean) - entropies;
+                    expected.extend(mean);
+                    if uncertainty {
+                        expected.push(disagreement);
+                    }
+                }
+            }
+        }
+        let shape = HeadShape { heads, hidden, classes, normalise, combine: Combine::Mean, uncertainty };
+        let output = problem.tensor(height, width, classes + usize::from(uncertainty));
+        let params = [first_bias, second, second_bias, third, third_bias];
+        problem.check(Op::Head { partial_sums: sums, feature_norm: norm, shape, params, output }, &expected, 5e-6);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10, ..ProptestConfig::default() })]
+
+    #[test]
+    fn convolution_of_large_images(shape in conv_shapes(true)) {
+        check_conv(&shape);
+    }
+}
+
+fn entropy(p: &[f64]) -> f64 {
+    -p.iter().map(|p| if *p > 0.0 { p * p.ln() } else { 0.0 }).sum::<f64>()
+}
+
+/// The map upsampled to `size`, align_corners = false.
+fn bilinear(map: &Map, sample: usize, at: (usize, usize), size: (usize, usize), c: usize) -> f64 {
+    let place = |at: usize, size: usize, from: usize| {
+        let position = ((at as f64 + 0.5) * from as f64 / size as f64 - 0.5).max(0.0);
+        let first = (position as usize).min(from - 1);
+        (first as isize, (first + 1).min(from - 1) as isize, position - first as f64)
+    };
+    let (y0, y1, fy) = place(at.0, size.0, map.height);
+    let (x0, x1, fx) = place(at.1, size.1, map.width);
+    let row = |y: isize| map.at(sample, y, x0, c) * (1.0 - fx) + map.at(sample, y, x1, c) * fx;
+    row(y0) * (1.0 - fy) + row(y1) * fy
+}
