@@ -284,7 +284,7 @@ fn in_words(report: &Report<'_>) -> String {
     lines.push(format!("  on the labels fitted: {}", scores(&report.training)));
     if let Some(held_out) = &report.held_out {
         let part = match report.held_out_images {
-            Some(images) => format!("images held out from a trial ({})", images.join(", ")),
+            Some(images) => format!("{} images held out from a trial", images.len()),
             None => "parts of the images held out from a trial".to_owned(),
         };
         lines.push(format!("  on {part}: {}", scores(held_out)));

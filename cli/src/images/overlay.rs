@@ -9,7 +9,7 @@ use super::write::write_rgb;
 const OPACITY: f32 = 0.3;
 
 /// An outline is one pixel wide, and one more for every so many pixels of the image's shorter side.
-const SIDE_PER_OUTLINE_PIXEL: usize = 1200;
+const SIDE_PER_OUTLINE_PIXEL: usize = 500;
 
 /// Writes the image in RGB with each class but the first tinted and outlined in its colour.
 ///
