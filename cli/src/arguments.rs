@@ -85,9 +85,7 @@ impl FeatureArguments {
 /// Ready-made configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PresetArgument {
-    /// The masked diffusion paper's model: 256 px, six levels, 64 channels an attention head
     MdmPaper,
-    /// guided-diffusion's 256 px ImageNet model
     #[value(name = "guided-diffusion-256")]
     GuidedDiffusion256,
 }
@@ -95,9 +93,7 @@ pub(crate) enum PresetArgument {
 /// Order in which a checkpoint's attention channels are grouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AttentionOrder {
-    /// By head, then by query, key and value
     Legacy,
-    /// By query, key and value, then by head (use_new_attention_order)
     New,
 }
 
@@ -121,7 +117,7 @@ impl NoiseArgument {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Backbones without a configuration (plain state dicts)")]
 pub(crate) struct ConfigurationArguments {
-    /// Start from a known configuration
+    /// Start from a known configuration: the masked diffusion paper's, or that of guided-diffusion's ImageNet model
     #[arg(long, value_enum, value_name = "NAME")]
     pub(crate) preset: Option<PresetArgument>,
 
@@ -133,15 +129,15 @@ pub(crate) struct ConfigurationArguments {
     #[arg(long, value_name = "PIXELS", value_parser = positive)]
     pub(crate) image_size: Option<usize>,
 
-    /// Channels of an attention head
-    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "heads")]
+    /// Channels of an attention head: 64 in most published models
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "attention_heads")]
     pub(crate) head_channels: Option<usize>,
 
     /// Number of attention heads, where their channels are not fixed
     #[arg(long, value_name = "N", value_parser = positive)]
-    pub(crate) heads: Option<usize>,
+    pub(crate) attention_heads: Option<usize>,
 
-    /// How attention channels are grouped
+    /// Attention channels are grouped by head first (legacy), or by query, key and value first (new)
     #[arg(long, value_enum, value_name = "ORDER")]
     pub(crate) attention_order: Option<AttentionOrder>,
 

@@ -30,12 +30,11 @@ struct Cli {
 const EXAMPLES: &str = "\
 Label a few images (PNG files of class indices, 255 where nothing is labelled), then:
 
-  mdm fit     --backbone nuclei.safetensors --images some/images --labels some/labels -o my-cells.safetensors
-  mdm segment --model my-cells.safetensors more/images -o out/
+  mdm fit     --backbone nuclei.safetensors --images images/ --labels labels/ -o cells.safetensors
+  mdm segment --model cells.safetensors more/images -o out/
   mdm eval    --prediction out/ --truth more/labels
 
-`mdm demo -o demo/` shows all of it on an image it draws itself. `mdm COMMAND --help` explains a command.
-Exit codes: 0 all went well, 1 something failed, 2 wrong usage.";
+`mdm demo -o demo/` shows all of it on an image it draws itself. `mdm COMMAND --help` explains a command. Exit codes: 0 all went well, 1 something failed, 2 wrong usage.";
 
 #[derive(Subcommand, Debug)]
 enum Command {

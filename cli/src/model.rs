@@ -43,8 +43,8 @@ pub(crate) fn options(arguments: &ConfigurationArguments) -> Result<BackboneOpti
         });
     }
     options.image_size = arguments.image_size.or(options.image_size);
-    if arguments.head_channels.is_some() || arguments.heads.is_some() {
-        (options.num_head_channels, options.num_heads) = (arguments.head_channels, arguments.heads);
+    if arguments.head_channels.is_some() || arguments.attention_heads.is_some() {
+        (options.num_head_channels, options.num_heads) = (arguments.head_channels, arguments.attention_heads);
     }
     if let Some(order) = arguments.attention_order {
         options.use_new_attention_order = Some(order == AttentionOrder::New);

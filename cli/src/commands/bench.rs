@@ -16,8 +16,7 @@ use crate::operations::{OperationReport, operations};
 use crate::output::{Table, print, print_json};
 
 const EXAMPLES: &str = "\
-Times the features of one batch of windows: the network of the masked diffusion paper at the given width with random
-weights, up to the last of the given decoder blocks. The first run is not counted.
+Times the features of one batch of windows: the network of the masked diffusion paper at the given width with random weights, up to the last of the given decoder blocks. The first run is not counted.
 
 Examples:
   mdm bench

@@ -21,11 +21,10 @@ use crate::labelled::Pair;
 use crate::output::{print, print_json};
 
 const EXAMPLES: &str = "\
-Draws a microscope image of fluorescent nuclei and labels a few spots and strokes on it, fits a model to them with the backbone
-that comes with mdm, and segments a second image, whose truth is known. It leaves in DIR
+Draws a microscope image of fluorescent nuclei and labels a few spots and strokes on it, fits a model to them with the backbone that comes with mdm, and segments a second image, whose truth is known. It leaves in DIR
 
   labelled.png           the image that is labelled
-  labels.png             its labels: 0 background (black), 1 nucleus (white), 255 not labelled (grey)
+  labels.png             its labels: 0 background (black), 1 nucleus (white), 255 none (grey)
   backbone.safetensors   the backbone, for your own images of fluorescent nuclei
   model.safetensors      the fitted model
   image.png              the image that is segmented

@@ -13,8 +13,7 @@ use crate::images::{UNLABELLED, read_labels};
 use crate::output::{Table, print, print_json};
 
 const EXAMPLES: &str = "\
-Labels are PNG files whose pixels are class indices; 0 is background. Files are paired by name without the ending.
-Every true label image needs a prediction.
+Labels are PNG files whose pixels are class indices; 0 is background. Files are paired by name without the ending. Every true label image needs a prediction.
 
   dice         overlap of the foreground (every class but 0): 2 |P and T| / (|P| + |T|)
   iou          the same as intersection over union

@@ -21,11 +21,9 @@ use crate::output::{print, print_json};
 use crate::progress::StepProgress;
 
 const EXAMPLES: &str = "\
-Labels are PNG files named like their image (cells-1.tif: cells-1.png), whose pixels are class indices: 0 (usually
-background), 1, 2 ... and 255 where nothing is labelled. A few strokes in each class are enough to begin with.
+Labels are PNG files named like their image (cells-1.tif: cells-1.png), whose pixels are class indices: 0 (usually background), 1, 2 ... and 255 where nothing is labelled. A few strokes in each class are enough to begin with.
 
-The backbone describes the pixels and stays as it is; what is fitted are small networks, the heads, that tell the
-classes apart. The model file holds both (heads alone with --heads-only) and is what `mdm segment --model` takes.
+The backbone describes the pixels and stays as it is; what is fitted are small networks, the heads, that tell the classes apart. The model file holds both (heads alone with --heads-only) and is what `mdm segment --model` takes.
 
 Examples:
   mdm fit --backbone nuclei.safetensors --images images/ --labels labels/ -o my-cells.safetensors
@@ -63,6 +61,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     heads_only: bool,
 
+    /// Print a summary as JSON
+    #[arg(long)]
+    json: bool,
+
     /// Heads to fit: more are steadier and slower, and their disagreement shows uncertainty (the paper's 10)
     #[arg(long, value_name = "N", default_value = "5", value_parser = positive, help_heading = "Method")]
     ensemble: usize,
@@ -88,10 +90,6 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     device: DeviceArguments,
-
-    /// Print a summary as JSON
-    #[arg(long)]
-    json: bool,
 
     #[command(flatten)]
     configuration: ConfigurationArguments,

@@ -15,8 +15,7 @@ use crate::model::{options, tell_assumptions};
 use crate::output::{print, print_json};
 
 const EXAMPLES: &str = "\
-Reads PyTorch checkpoints (.pt, .pth) without Python and without running what is in them, and .safetensors files.
-Given together, a UNet's state dict and MLP heads fitted on it become one model file.
+Reads PyTorch checkpoints (.pt, .pth) without Python and without running what is in them, and .safetensors files. Given together, a UNet's state dict and MLP heads fitted on it become one model file.
 
 Names and shapes tell most of a UNet's configuration; --preset, --config or the flags below tell the rest.
 

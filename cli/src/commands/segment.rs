@@ -21,16 +21,14 @@ use crate::progress::ItemProgress;
 const EXAMPLES: &str = "\
 Reads PNG, JPEG, TIFF (the first page) and BMP files, grey or colour, 8 or 16 bit. For each image NAME.* it writes
 
-  DIR/NAME.png                  labels: the index of the class of each pixel (0, 1, ...), which looks black
+  DIR/NAME.png                  labels: the index of the class of each pixel (looks black)
   DIR/overlays/NAME.png         the image with the classes outlined, to look at
   DIR/probabilities/NAME.tif    with --probabilities: one 32-bit page a class
   DIR/uncertainty/NAME.tif      with --uncertainty: how much the heads disagree (0: not at all)
 
-Images that have all their files are skipped. A file that cannot be read is reported and the others are
-segmented; the exit code is 1 then.
+Images that have all their files are skipped. A file that cannot be read is reported and the others are segmented; the exit code is 1 then.
 
-If the model knows its pixel size, images are brought to it: their own pixel size is --mpp, or what the file says
-(OME-TIFF, ImageJ, Aperio, resolution tags; screen and print resolutions of 20 um per pixel or coarser are ignored).
+If the model knows its pixel size, images are brought to it: their own pixel size is --mpp, or what the file says (OME-TIFF, ImageJ, Aperio, resolution tags; screen and print resolutions of 20 um per pixel or coarser are ignored).
 
 Examples:
   mdm segment --model my-cells.safetensors images/ -o out/
@@ -79,6 +77,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     uncertainty: bool,
 
+    /// Print a summary as JSON
+    #[arg(long)]
+    json: bool,
+
     /// Let the heads vote instead of averaging their probabilities
     #[arg(long, help_heading = "Method")]
     vote: bool,
@@ -101,10 +103,6 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     device: DeviceArguments,
-
-    /// Print a summary as JSON
-    #[arg(long)]
-    json: bool,
 
     #[command(flatten)]
     configuration: ConfigurationArguments,

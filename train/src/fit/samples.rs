@@ -6,9 +6,8 @@ use mdm::{Error, Result};
 ///
 /// Features are gathered from the network's maps once and kept as rows: a training step then reads a row of consecutive
 /// memory (0.2 us for 288 channels) where interpolation would read four places in every map (1.3 us, more than the step
-/// computes on it), and each is read some forty times. Memory is
-/// samples x channels x 4 bytes, bounded by [`FitOptions::max_samples`](super::FitOptions::max_samples) whatever the
-/// number and size of the images.
+/// computes on it), and each is read some forty times. Memory is samples x channels x 4 bytes, bounded by
+/// [`FitOptions::max_samples`](super::FitOptions::max_samples) whatever the number and size of the images.
 #[derive(Clone, Debug)]
 pub struct Samples {
     channels: usize,
