@@ -297,6 +297,9 @@ fn contradictions_name_the_first_tensor() {
     let path = folder.path().join("plain.safetensors");
     let mut tensors = weights(&small(), 0);
     write_plain(&path, &tensors, &[]);
+    let odd = BackboneOptions { num_head_channels: Some(48), ..BackboneOptions::default() };
+    let error = Model::open_with(&path, None, &odd).unwrap_err();
+    assert!(matches!(error, Error::Invalid { what: "num_head_channels", .. }), "{error}");
     let preset = BackboneOptions { preset: Some(Preset::MdmPaper), ..BackboneOptions::default() };
     let error = message(Model::open_with(&path, None, &preset));
     assert!(error.starts_with("tensor time_embed.0.weight: has shape [128, 32]"), "{error}");

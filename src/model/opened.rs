@@ -136,8 +136,11 @@ impl Model {
         options: &BackboneOptions,
         mut assumptions: Vec<String>,
     ) -> Result<Self> {
-        let mut metadata = describe(&tensors, description, options, &mut assumptions)
-            .map_err(|error| in_file(tensors.mapping().path(), error))?;
+        let mut metadata = describe(&tensors, description, options, &mut assumptions).map_err(|error| {
+            // What makes no sense may be what the caller said.
+            let unasked = *options == BackboneOptions::default();
+            if unasked { in_file(tensors.mapping().path(), error) } else { error }
+        })?;
         metadata.heads = 0;
         let path = Some(tensors.mapping().path().to_owned());
         let backbone = Some(Backbone::new(Arc::new(tensors)));
