@@ -1,5 +1,7 @@
 //! The whole network against the golden files, on every instruction set.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use mdm::engine::{Inputs, WeightCache};

@@ -3,6 +3,8 @@
 //! An operation is a plan of its own. Every instruction set of the CPU engine runs it, and once more with another number
 //! of threads, which must not change a bit.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use mdm::engine::{Inputs, WeightCache};

@@ -1,5 +1,6 @@
 //! What several test programs need: golden files and the values that they leave to be generated.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::borrow::Cow;

@@ -168,15 +168,17 @@ impl Step for NormCoefficients {
         let parts: Vec<Map> = self.moments.iter().map(|&id| context.map(id)).collect();
         let output = context.output(self.output);
         for sample in 0..context.batch() {
-            // SAFETY: maps hold means, then variances of each of their channels for every sample.
             let moments: Vec<(f64, f64)> = parts
                 .iter()
                 .flat_map(|part| {
                     let own = part.channels / 2;
-                    (0..own).map(move |c| unsafe {
-                        let from = part.data.add(sample * part.channels + c);
-                        (f64::from(*from), f64::from(*from.add(own)))
-                    })
+                    // SAFETY: maps hold the means, then the variances of their channels for every sample.
+                    let row =
+                        unsafe { std::slice::from_raw_parts(part.at(sample * part.channels), part.channels) };
+                    row[..own]
+                        .iter()
+                        .zip(&row[own..])
+                        .map(|(&mean, &variance)| (f64::from(mean), f64::from(variance)))
                 })
                 .collect();
             // SAFETY: scale, shift and output have two values a channel and sample.

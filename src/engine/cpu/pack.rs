@@ -62,6 +62,9 @@ impl PackedWeights {
             }
             Layout::Winograd { panel, tile } => winograd_panels(&tensor.data, &param.shape, panel, tile)?,
         });
+        // The packed copy is all that is needed from here on.
+        drop(tensor);
+        weights.release(&param.name);
         // Models with other heads share the cache of their backbone.
         if !param.name.starts_with(HEAD_PREFIX) {
             self.0.insert(key, packed.clone());

@@ -77,12 +77,12 @@ unsafe fn tile<S: Simd>(p: &Product<'_>, right: *const f32, row: usize, rows: us
         ($($n:literal)*) => {
             match rows {
                 // The guard is constant, so tiles larger than the registers are not even compiled.
+                // SAFETY: promised by the caller.
                 $($n if $n <= S::ROWS => unsafe { S::outlined(Tile::<$n> { p, right, row, column }) },)*
                 _ => {}
             }
         };
     }
-    // SAFETY: promised by the caller.
     dispatch!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
 }
 
@@ -135,8 +135,8 @@ unsafe fn fixed_tile<S: Simd, const R: usize>(p: &Product<'_>, right: *const f32
         } else {
             for (r, sum) in sums.iter().enumerate() {
                 let mut values = [0.0f32; 64];
-                for v in 0..PANEL_VECTORS {
-                    S::store(values.as_mut_ptr().add(v * S::LANES), sum[v]);
+                for (v, &sum) in sum.iter().enumerate() {
+                    S::store(values.as_mut_ptr().add(v * S::LANES), sum);
                 }
                 for (c, value) in values[..p.columns - column].iter().enumerate() {
                     let to = out.add(r * p.out_stride + c);

@@ -197,7 +197,7 @@ impl Span {
                     let mut value = S::splat(0.0);
                     for i in 0..self.count {
                         let x = self.x + i;
-                        if i == 0 || x % 2 == 0 {
+                        if i == 0 || x.is_multiple_of(2) {
                             value =
                                 apply::<S, MODE>(load::<S>(row.add(x / 2 * channels), lanes), scale, shift);
                         }

@@ -1,8 +1,6 @@
 //! 3x3 convolution by Winograd's minimal filtering (Lavin and Gray 2015): F(4x4, 3x3) takes 36 multiplications for 16
 //! outputs instead of 144, F(2x2, 3x3) takes 16 for 4 instead of 36, with smaller weights.
 //!
-//! F(4x4)'s interpolation points are 0, 1, -1, 1/2, -2 and infinity, which lose fewer bits than the usual 0, 1, -1, 2, -2.
-//!
 //! Input rows are normalised into a ring and transformed, a matrix product a point follows, the results are transformed
 //! back and added to the output. On large images a task takes a block of tiles through all steps, so that transformed
 //! tiles never leave its cache. Where there are so few tiles that reading the weights is what costs, all tiles go
@@ -10,8 +8,13 @@
 
 #![allow(unsafe_code)]
 
+mod transform;
+
 use std::ops::Range;
 use std::sync::Arc;
+
+use transform::{Target, input_tile, output_tile};
+pub(crate) use transform::{points, transform_filter};
 
 use super::buffer::{Buffer, SharedMut};
 use super::product::{Product, Segment, product};
@@ -19,14 +22,6 @@ use super::reader::{Map, Reader};
 use super::simd::{Kernel, Simd};
 use super::step::{Context, ScratchSize, Step};
 use crate::plan::{Conv, Plan};
-
-/// Points along one side of the largest tile.
-const MOST_POINTS: usize = 6;
-
-/// Products a tile with `tile` x `tile` outputs.
-pub(crate) const fn points(tile: usize) -> usize {
-    (tile + 2) * (tile + 2)
-}
 
 /// Channels that are read and transformed at a time.
 const CHUNK: usize = 32;
@@ -36,34 +31,6 @@ const BLOCK_TILES: usize = 64;
 
 /// Weights from which tasks divide them where there are few tiles.
 const MANY_WEIGHTS: usize = 1 << 14;
-
-/// `G g G^T` in f64, for tiles of 4 x 4 or 2 x 2 outputs.
-pub(crate) fn transform_filter(tile: usize, filter: &[f32], mut write: impl FnMut(usize, f32)) {
-    let g = |a: f64, b: f64, c: f64| {
-        if tile == 2 {
-            return [a, (a + b + c) / 2.0, (a - b + c) / 2.0, c, 0.0, 0.0];
-        }
-        [
-            a,
-            (a + b + c) / 3.0,
-            (b - a - c) / 3.0,
-            -(16.0 * a + 8.0 * b + 4.0 * c) / 15.0,
-            (a - 2.0 * b + 4.0 * c) / 15.0,
-            c,
-        ]
-    };
-    let mut columns = [[0.0; MOST_POINTS]; 3];
-    for (x, column) in columns.iter_mut().enumerate() {
-        *column = g(filter[x].into(), filter[3 + x].into(), filter[6 + x].into());
-    }
-    let side = tile + 2;
-    for y in 0..side {
-        let row = g(columns[0][y], columns[1][y], columns[2][y]);
-        for (x, value) in row.into_iter().enumerate().take(side) {
-            write(y * side + x, value as f32);
-        }
-    }
-}
 
 /// A convolution for which Winograd was chosen, with tiles of `TILE` x `TILE` outputs. Its channels are multiples of
 /// [`CHUNK`].
@@ -494,173 +461,6 @@ impl<const TILE: usize> Block<'_, TILE> {
                     }
                 }
             }
-        }
-    }
-}
-
-/// `B^T d` for one column of a tile.
-///
-/// # Safety
-/// The instruction set is there.
-#[inline(always)]
-unsafe fn input_transform<S: Simd, const TILE: usize>(d: [S::V; MOST_POINTS]) -> [S::V; MOST_POINTS] {
-    // SAFETY: promised by the caller.
-    unsafe {
-        if TILE == 2 {
-            let zero = S::splat(0.0);
-            return [
-                S::sub(d[0], d[2]),
-                S::add(d[1], d[2]),
-                S::sub(d[2], d[1]),
-                S::sub(d[3], d[1]),
-                zero,
-                zero,
-            ];
-        }
-        let k = S::splat(1.5);
-        let a = S::sub(d[3], d[1]);
-        let b = S::sub(d[4], d[2]);
-        [
-            S::mul_add(k, a, S::add(S::sub(d[0], d[2]), b)),
-            S::mul_add(k, S::add(d[2], d[3]), S::add(a, b)),
-            S::mul_add(k, S::sub(d[3], d[2]), S::sub(b, a)),
-            S::mul_add(S::splat(2.0), a, b),
-            S::mul_add(S::splat(-0.5), a, b),
-            S::mul_add(k, b, S::sub(S::sub(d[5], d[3]), a)),
-        ]
-    }
-}
-
-/// `B^T d B` for the tile whose rows start at slot `first` of the ring at `from`.
-///
-/// # Safety
-/// The ring has as many rows as the tile, and `to` takes a vector a point, `point_stride` apart.
-#[inline(always)]
-unsafe fn input_tile<S: Simd, const TILE: usize>(
-    from: *const f32,
-    row_len: usize,
-    first: usize,
-    to: *mut f32,
-    point_stride: usize,
-) {
-    let side = TILE + 2;
-    // SAFETY: promised by the caller.
-    unsafe {
-        let zero = S::splat(0.0);
-        let mut rows = [[zero; MOST_POINTS]; MOST_POINTS];
-        let mut x = 0;
-        while x < side {
-            let mut d = [zero; MOST_POINTS];
-            let mut y = 0;
-            while y < side {
-                let slot = if first + y < side { first + y } else { first + y - side };
-                d[y] = S::load(from.add(slot * row_len + x * CHUNK));
-                y += 1;
-            }
-            let v = input_transform::<S, TILE>(d);
-            let mut y = 0;
-            while y < side {
-                rows[y][x] = v[y];
-                y += 1;
-            }
-            x += 1;
-        }
-        let mut y = 0;
-        while y < side {
-            let v = input_transform::<S, TILE>(rows[y]);
-            let mut x = 0;
-            while x < side {
-                S::store(to.add((y * side + x) * point_stride), v[x]);
-                x += 1;
-            }
-            y += 1;
-        }
-    }
-}
-
-/// `A^T m` for one column of products.
-///
-/// # Safety
-/// The instruction set is there.
-#[inline(always)]
-unsafe fn output_transform<S: Simd, const TILE: usize>(m: [S::V; MOST_POINTS]) -> [S::V; 4] {
-    // SAFETY: promised by the caller.
-    unsafe {
-        let sum = S::add(m[1], m[2]);
-        let difference = S::sub(m[1], m[2]);
-        if TILE == 2 {
-            return [S::add(m[0], sum), S::add(difference, m[3]), m[0], m[0]];
-        }
-        [
-            S::add(S::add(m[0], sum), S::add(m[3], m[4])),
-            S::mul_add(S::splat(0.5), m[3], S::mul_add(S::splat(-2.0), m[4], difference)),
-            S::mul_add(S::splat(0.25), m[3], S::mul_add(S::splat(4.0), m[4], sum)),
-            S::add(S::mul_add(S::splat(0.125), m[3], S::mul_add(S::splat(-8.0), m[4], difference)), m[5]),
-        ]
-    }
-}
-
-/// Where a tile of outputs goes.
-struct Target {
-    to: *mut f32,
-    /// What is added, laid out like the output, or null.
-    added: *const f32,
-    row_stride: usize,
-    pixel_stride: usize,
-    /// Rows and columns inside the image.
-    size: (usize, usize),
-}
-
-/// `A^T m A + bias` for one tile.
-///
-/// # Safety
-/// `from` has a vector a point, `point_stride` apart; the target takes the pixels inside the image.
-#[inline(always)]
-unsafe fn output_tile<S: Simd, const TILE: usize>(
-    from: *const f32,
-    point_stride: usize,
-    bias: S::V,
-    target: &Target,
-) {
-    let side = TILE + 2;
-    // SAFETY: promised by the caller.
-    unsafe {
-        let zero = S::splat(0.0);
-        let mut rows = [[zero; MOST_POINTS]; 4];
-        let mut x = 0;
-        while x < side {
-            let mut m = [zero; MOST_POINTS];
-            let mut y = 0;
-            while y < side {
-                m[y] = S::load(from.add((y * side + x) * point_stride));
-                y += 1;
-            }
-            let v = output_transform::<S, TILE>(m);
-            let mut y = 0;
-            while y < TILE {
-                rows[y][x] = v[y];
-                y += 1;
-            }
-            x += 1;
-        }
-        let mut y = 0;
-        while y < TILE {
-            if y < target.size.0 {
-                let v = output_transform::<S, TILE>(rows[y]);
-                let mut x = 0;
-                while x < TILE {
-                    if x < target.size.1 {
-                        let at = y * target.row_stride + x * target.pixel_stride;
-                        let mut value = S::add(v[x], bias);
-                        if !target.added.is_null() {
-                            value = S::add(value, S::load(target.added.add(at)));
-                        }
-                        S::store(target.to.add(at), value);
-                    }
-                    x += 1;
-                }
-            }
-            y += 1;
         }
     }
 }
