@@ -44,7 +44,7 @@ fn a_plain_state_dict_is_imported_with_what_is_said_about_it() {
     let told = mdm(folder.path(), &told).expect(0, &[]).json();
     assert_eq!(told["metadata"]["unet"]["image_size"], 32);
     mdm(folder.path(), &["info", "plain.safetensors", "--head-channels", "48"])
-        .expect(1, &["num_head_channels"]);
+        .expect(2, &["num_head_channels"]);
     mdm(folder.path(), &["info", "plain.safetensors", "--preset", "mdm-paper"])
         .expect(1, &["plain.safetensors"]);
 }
