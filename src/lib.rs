@@ -18,4 +18,10 @@ pub use control::{CancelToken, Control, Progress};
 pub use engine::Device;
 pub use error::{Error, Result};
 pub use image::{ImageSource, ImageView, PixelFormat};
+pub use model::Model;
 pub use segment::{Features, Segmenter};
+
+/// Compiles the README's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

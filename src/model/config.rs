@@ -101,6 +101,18 @@ impl UnetConfig {
         (self.model_channels * self.channel_mult[level], 1 << if upsampled { level - 1 } else { level })
     }
 
+    /// Consecutive `blocks` of one resolution, and the channels that they have together. A head's first layer is applied
+    /// to each group at once.
+    ///
+    /// # Panics
+    /// As [`block_shape`](Self::block_shape).
+    pub fn feature_groups(&self, blocks: &[usize]) -> Vec<(Vec<usize>, usize)> {
+        let alike = blocks.chunk_by(|&a, &b| self.block_shape(a).1 == self.block_shape(b).1);
+        alike
+            .map(|group| (group.to_vec(), group.iter().map(|&block| self.block_shape(block).0).sum()))
+            .collect()
+    }
+
     /// Checks every number against what the network can be built from.
     pub fn validate(&self) -> Result<()> {
         let wrong = |what, reason: String| Err(Error::invalid(what, reason));

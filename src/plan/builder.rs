@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::{
-    Conv, HeadShape, Norm, Op, Param, ParamId, Plan, Resample, Source, TensorId, TensorInfo, memory,
+    Conv, HEAD_PREFIX, HeadShape, Norm, Op, Param, ParamId, Plan, Resample, Source, TensorId, TensorInfo,
+    memory,
 };
 use crate::model::UnetConfig;
 use crate::{Error, Result};
@@ -25,9 +26,9 @@ pub struct PlanOptions {
     pub image: bool,
     /// With heads, the only output is their result.
     ///
-    /// Their parameters are named `head.first.{i}.weight` (`[heads * hidden.0, slots * channels]`, i counting
-    /// [`blocks`](Self::blocks)), `head.first.bias`, `head.second.weight`, `head.second.bias`, `head.third.weight` and
-    /// `head.third.bias`, shaped as [`Op::Head`] says.
+    /// Their parameters are named `head.first.{i}.weight` (`[heads * hidden.0, slots * channels]`, i counting the groups
+    /// of [`UnetConfig::feature_groups`], slots outermost), `head.first.bias`, `head.second.weight`, `head.second.bias`,
+    /// `head.third.weight` and `head.third.bias`, shaped as [`Op::Head`] says.
     pub head: Option<HeadShape>,
 }
 
@@ -349,23 +350,22 @@ impl Builder<'_> {
     fn head(&mut self, blocks: &[TensorId], shape: HeadShape, options: &PlanOptions) -> TensorId {
         let hidden = shape.heads * shape.hidden.0;
         let mut partial_sums: Vec<TensorId> = Vec::new();
-        for i in 0..options.blocks.len() {
-            let parts: Vec<TensorId> = blocks.iter().skip(i).step_by(options.blocks.len()).copied().collect();
+        let mut first = 0;
+        for (i, (group, _)) in self.config.feature_groups(&options.blocks).iter().enumerate() {
+            let slots = blocks.chunks_exact(options.blocks.len());
+            let parts: Vec<TensorId> =
+                slots.flat_map(|slot| slot[first..first + group.len()].iter().copied()).collect();
+            first += group.len();
             let TensorInfo { height, width, .. } = self.tensors[parts[0]];
             let channels: usize = parts.iter().map(|&part| self.tensors[part].channels).sum();
-            let weight = self.param(format!("head.first.{i}.weight"), &[hidden, channels]);
+            let weight = self.param(format!("{HEAD_PREFIX}first.{i}.weight"), &[hidden, channels]);
             let output = self.tensor(height, width, hidden);
-            // Blocks of one resolution are added here, so that their sum is upsampled once.
-            let before = partial_sums.pop_if(|last| {
-                let last = &self.tensors[*last];
-                (last.height, last.width) == (height, width)
-            });
             self.ops.push(Op::Conv(Conv {
                 source: plain(&parts),
                 weight,
                 bias: None,
                 sample_bias: None,
-                residual: before.map(|before| plain(&[before])),
+                residual: None,
                 kernel: 1,
                 stride: 1,
                 output,

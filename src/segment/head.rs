@@ -8,20 +8,21 @@ use crate::{Error, Result};
 const EPSILON: f64 = 1e-5;
 
 /// The parameters that [`PlanOptions::head`](crate::plan::PlanOptions::head) names: batch norms folded into the layers
-/// after them, the first layer split by decoder block, all heads of the ensemble one after the other.
+/// after them, the first layer split by group of decoder blocks, all heads of the ensemble one after the other.
 ///
-/// Features are those of `slots` timesteps, each with blocks of `block_channels` channels.
+/// Features are those of `slots` timesteps, each with groups of `group_channels` channels
+/// ([`UnetConfig::feature_groups`](crate::model::UnetConfig::feature_groups)).
 ///
 /// # Errors
 /// [`Error::Invalid`] if there are no heads, if they do not agree with each other, or not with the features.
-pub fn fold_heads(heads: &[Head], slots: usize, block_channels: &[usize]) -> Result<MapWeights> {
+pub fn fold_heads(heads: &[Head], slots: usize, group_channels: &[usize]) -> Result<MapWeights> {
     let (hidden, classes, channels) = agreement(heads)?;
-    let slot_channels: usize = block_channels.iter().sum();
+    let slot_channels: usize = group_channels.iter().sum();
     if slots * slot_channels != channels {
         return Err(Error::invalid(
             "heads",
             format!(
-                "they take {channels} features, but {slots} timesteps of decoder blocks with {block_channels:?} \
+                "they take {channels} features, but {slots} timesteps of groups with {group_channels:?} \
                  channels have {}",
                 slots * slot_channels
             ),
@@ -29,7 +30,7 @@ pub fn fold_heads(heads: &[Head], slots: usize, block_channels: &[usize]) -> Res
     }
     let mut weights = MapWeights::default();
     let mut offset = 0;
-    for (block, &width) in block_channels.iter().enumerate() {
+    for (group, &width) in group_channels.iter().enumerate() {
         let rows = heads.len() * hidden.0;
         let len = product(&[rows, slots, width], "a head's first layer")?;
         let mut first: Vec<f32> = zeros(len, "a head's first layer")?;
@@ -39,7 +40,7 @@ pub fn fold_heads(heads: &[Head], slots: usize, block_channels: &[usize]) -> Res
                 new.copy_from_slice(&old[offset..][..width]);
             }
         }
-        weights.insert(format!("{HEAD_PREFIX}first.{block}.weight"), &[rows, slots * width], first);
+        weights.insert(format!("{HEAD_PREFIX}first.{group}.weight"), &[rows, slots * width], first);
         offset += width;
     }
     let first_bias = heads.iter().flat_map(|head| head.linear[0].bias.iter().copied()).collect();
@@ -125,8 +126,8 @@ mod tests {
     }
 
     #[test]
-    fn columns_of_a_block_are_gathered_from_all_timesteps() {
-        // Features: timestep 0 (block 0: 2 channels, block 1: 3 channels), then timestep 1 likewise.
+    fn columns_of_a_group_are_gathered_from_all_timesteps() {
+        // Features: timestep 0 (group 0: 2 channels, group 1: 3 channels), then timestep 1 likewise.
         let weights = fold_heads(&[head(10), head(10)], 2, &[2, 3]).unwrap();
         let first = &weights.0["head.first.0.weight"];
         assert_eq!(first.shape, [4, 4]);

@@ -125,9 +125,8 @@ impl Segmenter {
             features,
         };
         let head = |settings: &Settings| {
-            let unet = &model.metadata().unet;
-            let channels: Vec<usize> =
-                settings.features.blocks.iter().map(|block| unet.block_shape(*block).0).collect();
+            let groups = model.metadata().unet.feature_groups(&settings.features.blocks);
+            let channels: Vec<usize> = groups.into_iter().map(|(_, channels)| channels).collect();
             let weights = fold_heads(model.heads(), settings.features.timesteps.len(), &channels)?;
             Ok(Some((shape, weights)))
         };
