@@ -21,13 +21,12 @@ fn a_plain_state_dict_is_imported_with_what_is_said_about_it() {
     assert_eq!(run.err, "", "everything was said, so nothing is assumed");
     let info = mdm(folder.path(), &["info", "new.safetensors", "--json"]).expect(0, &[]).json();
     assert_eq!(info, run.json());
-    let metadata = &info["metadata"];
-    assert_eq!(metadata["unet"]["channel_mult"], serde_json::json!([1, 2]));
-    assert_eq!(metadata["unet"]["num_head_channels"], 32);
-    assert_eq!(metadata["microns_per_pixel"], 0.5);
-    assert_eq!(metadata["features"]["blocks"], serde_json::json!([1, 2]));
-    assert_eq!(metadata["corruption"]["patch"], 4);
-    assert_eq!((&metadata["window"], &info["has_backbone"]), (&64.into(), &true.into()));
+    assert_eq!(info["unet"]["channel_mult"], serde_json::json!([1, 2]));
+    assert_eq!(info["unet"]["num_head_channels"], 32);
+    assert_eq!(info["microns_per_pixel"], 0.5);
+    assert_eq!(info["features"]["blocks"], serde_json::json!([1, 2]));
+    assert_eq!(info["corruption"]["patch"], 4);
+    assert_eq!((&info["window"], &info["has_backbone"]), (&64.into(), &true.into()));
     let sizes = ["described", "new"].map(|name| {
         std::fs::metadata(folder.path().join(format!("{name}.safetensors"))).expect("the file is there").len()
     });
@@ -42,7 +41,7 @@ fn a_plain_state_dict_is_imported_with_what_is_said_about_it() {
     .expect("a file for the test");
     let told = ["info", "plain.safetensors", "--json", "--config", "a.json"];
     let told = mdm(folder.path(), &told).expect(0, &[]).json();
-    assert_eq!(told["metadata"]["unet"]["image_size"], 32);
+    assert_eq!(told["unet"]["image_size"], 32);
     mdm(folder.path(), &["info", "plain.safetensors", "--head-channels", "48"])
         .expect(2, &["num_head_channels"]);
     mdm(folder.path(), &["info", "plain.safetensors", "--preset", "mdm-paper"])

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mdm::model::{CorruptionKind, MaskRule, Metadata, Model, NoiseSchedule};
+use mdm::model::{CorruptionKind, MaskRule, Model, NoiseSchedule, Summary};
 use serde::Serialize;
 
 use crate::arguments::ConfigurationArguments;
@@ -36,21 +36,10 @@ pub(crate) struct Arguments {
 pub(crate) struct Report {
     file: PathBuf,
     file_bytes: u64,
-    /// Whether the network that describes pixels is in the file.
-    has_backbone: bool,
-    /// Of the backbone; absent where the file holds only heads.
-    parameters: Option<usize>,
-    /// Number of heads.
-    heads: usize,
-    /// Widths of their hidden layers.
-    hidden: Option<(usize, usize)>,
-    /// Channels that describe a pixel.
-    feature_channels: usize,
     /// Of the backbone.
     fingerprint: String,
-    /// What had to be guessed about the backbone.
-    assumptions: Vec<String>,
-    metadata: Metadata,
+    #[serde(flatten)]
+    model: Summary,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -61,38 +50,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Describes the model in `file`.
 pub(crate) fn describe(model: &Model, file: &Path) -> Result<Report> {
-    let metadata = model.metadata();
     Ok(Report {
         file: file.to_owned(),
         file_bytes: std::fs::metadata(file).map_or(0, |file| file.len()),
-        has_backbone: model.has_backbone(),
-        parameters: model.has_backbone().then(|| parameters(metadata)),
-        heads: model.heads().len(),
-        hidden: model.heads().first().map(|head| head.hidden()),
-        feature_channels: metadata.features.channels(&metadata.unet),
         fingerprint: model.fingerprint()?,
-        assumptions: model.assumptions().to_vec(),
-        metadata: metadata.clone(),
+        model: model.summary(),
     })
-}
-
-fn parameters(metadata: &Metadata) -> usize {
-    metadata.unet.parameters().iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }
 
 impl Report {
     /// The same for people.
     pub(crate) fn in_words(&self) -> String {
-        let Metadata { unet, corruption, features, .. } = &self.metadata;
+        let Summary { unet, corruption, features, classes, .. } = &self.model;
         let mut lines = vec![format!("{}: {}", self.file.display(), self.kind())];
         let mut say = |what: &str, words: String| lines.push(format!("  {what:<12}{words}"));
-        if !self.metadata.description.is_empty() {
-            say("about", self.metadata.description.clone());
+        if !self.model.description.is_empty() {
+            say("about", self.model.description.clone());
         }
-        if let Some((first, second)) = self.hidden {
-            let classes: Vec<String> = self
-                .metadata
-                .classes
+        if let Some((first, second)) = self.model.hidden {
+            let classes: Vec<String> = classes
                 .iter()
                 .enumerate()
                 .map(|(index, class)| {
@@ -101,11 +77,14 @@ impl Report {
                 })
                 .collect();
             say("classes", classes.join(", "));
-            say("heads", format!("{} of {first} and {second} hidden units", self.heads));
+            say("heads", format!("{} of {first} and {second} hidden units", self.model.heads));
         }
-        let size = self
-            .parameters
-            .map_or_else(String::new, |count| format!(", {:.1} M parameters", count as f64 / 1e6));
+        let stored: Vec<String> =
+            self.model.stored_types.keys().map(|kind| format!("{kind:?}").to_lowercase()).collect();
+        let mut size = format!(", {:.1} M parameters", self.model.parameters as f64 / 1e6);
+        if !stored.is_empty() {
+            size += &format!(" stored as {}", stored.join(" and "));
+        }
         say(
             "network",
             format!(
@@ -152,20 +131,20 @@ impl Report {
             "features",
             format!(
                 "{} channels: decoder blocks {:?} at t = {:?}{norm}",
-                self.feature_channels, features.blocks, features.timesteps
+                self.model.feature_channels, features.blocks, features.timesteps
             ),
         );
         say(
             "window",
             format!(
                 "{} px, {:.0} % shared with its neighbour",
-                self.metadata.window,
-                100.0 * self.metadata.overlap
+                self.model.window,
+                100.0 * self.model.overlap
             ),
         );
         say(
             "pixel size",
-            match self.metadata.microns_per_pixel {
+            match self.model.microns_per_pixel {
                 Some(microns) => format!("{microns} um; images are brought to it"),
                 None => "unknown; images are taken as they are".to_owned(),
             },
@@ -176,7 +155,7 @@ impl Report {
 
     fn kind(&self) -> String {
         let size = format!("{:.1} MB", self.file_bytes as f64 / 1e6);
-        match (self.has_backbone, self.heads) {
+        match (self.model.has_backbone, self.model.heads) {
             (true, 0) => format!("a backbone, to be given to `mdm fit` ({size})"),
             (true, _) => format!("a model that can segment, backbone included ({size})"),
             (false, _) => format!("heads that need their backbone (`mdm segment --backbone`) ({size})"),
