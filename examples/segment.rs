@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 
 use mdm::segment::SegmentOptions;
-use mdm::{CancelToken, Control, Device, ImageView, Model, PixelFormat, Progress, Segmenter};
+use mdm::{CancelToken, Control, Device, DeviceOptions, ImageView, Model, PixelFormat, Progress, Segmenter};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: segment MODEL IMAGE.ppm LABELS.pgm".into());
     };
     let model = Model::open(Path::new(model))?;
-    let device = Device::select("auto", None)?;
+    let device = Device::select("auto", &DeviceOptions::default())?;
     println!("{} classes, on {}", model.metadata().classes.len(), device.info().name);
 
     let (width, height, pixels) = read_ppm(Path::new(image))?;

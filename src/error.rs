@@ -52,6 +52,10 @@ pub enum Error {
     /// A device does not exist or could not be initialised.
     #[error("device: {0}")]
     Device(String),
+    /// A device stopped working while it was used: it was unplugged, reset by its driver, or did not answer. The next
+    /// call opens it anew.
+    #[error("the device was lost: {0}; try again, or use \"cpu\"")]
+    DeviceLost(String),
     /// The caller raised the [`CancelToken`](crate::CancelToken).
     #[error("cancelled")]
     Cancelled,

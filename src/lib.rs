@@ -15,7 +15,7 @@ pub mod plan;
 pub mod segment;
 
 pub use control::{CancelToken, Control, Progress};
-pub use engine::Device;
+pub use engine::{Device, DeviceOptions};
 pub use error::{Error, Result};
 pub use image::{ImageSource, ImageView, PixelFormat};
 pub use model::Model;

@@ -7,13 +7,13 @@
 
 mod support;
 
-use mdm::engine::{Inputs, WeightCache};
+use mdm::engine::{Inputs, Precision, WeightCache};
 use mdm::model::{MapWeights, UnetConfig};
 use mdm::plan::{Combine, Conv, HeadShape, Norm, Op, Param, Plan, Resample, Source, TensorId, TensorInfo};
 use mdm::{Control, Device};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use support::image;
+use support::{gpus, image};
 
 /// Builds a plan of one operation together with its inputs and parameters.
 struct Problem {
@@ -74,30 +74,38 @@ impl Problem {
             .unwrap();
         let images: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
         let inputs = Inputs { images: &images, timesteps: &[], classes: &[] };
+        let run = |device: &Device| {
+            let cache = WeightCache::default();
+            let mut network = device.engine().prepare(plan.clone(), &self.weights, &cache).unwrap();
+            let mut result = Vec::new();
+            // Twice, so that what the first run left in memory shows.
+            for _ in 0..2 {
+                let mut read = |_: usize, values: &[f32]| {
+                    result = values.to_vec();
+                    Ok(())
+                };
+                network.run(&inputs, &Control::none(), &mut read).unwrap();
+            }
+            result
+        };
         let devices = |threads| Device::cpu_instruction_sets(Some(threads)).unwrap();
         for (one, three) in devices(1).into_iter().zip(devices(3)) {
-            let run = |device: &Device| {
-                let cache = WeightCache::default();
-                let mut network = device.engine().prepare(plan.clone(), &self.weights, &cache).unwrap();
-                let mut result = Vec::new();
-                // Twice, so that what the first run left in memory shows.
-                for _ in 0..2 {
-                    let mut read = |_: usize, values: &[f32]| {
-                        result = values.to_vec();
-                        Ok(())
-                    };
-                    network.run(&inputs, &Control::none(), &mut read).unwrap();
-                }
-                result
-            };
             let result = run(&one);
             let error = error(&result, &expected);
             let set = one.info().instruction_set;
             assert!(error < tolerance, "{set}: relative error {error:.2e} in {:?}", plan.ops[0]);
             assert_eq!(result, run(&three), "{set}: threads change the result of {:?}", plan.ops[0]);
         }
+        for (name, precision, device) in gpus() {
+            let error = error(&run(device), &expected);
+            let tolerance = if *precision == Precision::F16 { F16_TOLERANCE } else { tolerance };
+            assert!(error < tolerance, "{name} {precision:?}: relative error {error:.2e} in {:?}", plan.ops[0]);
+        }
     }
 }
+
+/// What f16 may lose in one operation: inputs, weights and results are rounded to 11 bits.
+const F16_TOLERANCE: f64 = 2e-3;
 
 /// `|a - b|` relative to `b` and to values of order one, whose sums may cancel.
 fn error(a: &[f32], b: &[f32]) -> f64 {

@@ -21,7 +21,8 @@ pub(crate) struct DeviceArguments {
 
 impl DeviceArguments {
     pub(crate) fn open(&self) -> crate::error::Result<mdm::Device> {
-        Ok(mdm::Device::select(&self.device, self.threads)?)
+        let options = mdm::DeviceOptions { threads: self.threads, ..Default::default() };
+        Ok(mdm::Device::select(&self.device, &options)?)
     }
 }
 

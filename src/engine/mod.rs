@@ -1,8 +1,11 @@
 //! Machines that execute a [`Plan`].
 
 mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use crate::control::Control;
 use crate::model::WeightSource;
@@ -28,7 +31,11 @@ pub trait Engine: Send + Sync {
 
 /// Packed parameters of one model on one engine. Clones share the content.
 #[derive(Clone, Default)]
-pub struct WeightCache(pub(crate) Arc<std::sync::Mutex<cpu::PackedWeights>>);
+pub struct WeightCache {
+    pub(crate) cpu: Arc<Mutex<cpu::PackedWeights>>,
+    #[cfg(feature = "gpu")]
+    pub(crate) gpu: Arc<Mutex<gpu::DeviceWeights>>,
+}
 
 /// A plan with its parameters and memory on a device. It belongs to one thread at a time.
 pub trait Network: Send {
@@ -46,8 +53,19 @@ pub trait Network: Send {
         read: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()>;
 
-    /// Seconds spent in each operation of the last run, in the plan's order.
+    /// Seconds spent in each operation of the last run, in the plan's order; zeros where they are not
+    /// [measured](Self::time_operations).
     fn op_seconds(&self) -> &[f64];
+
+    /// Measures operations from now on, which may cost time; false where the device has no clock for it.
+    fn time_operations(&mut self) -> bool {
+        true
+    }
+
+    /// Bytes that this and all other networks on a GPU take there; 0 on the host.
+    fn device_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// What a network is fed.
@@ -96,14 +114,22 @@ impl Inputs<'_> {
 /// What is known of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// For people.
+    /// For people, and a way to choose it.
     pub name: String,
     /// What kind of machine.
     pub kind: DeviceKind,
-    /// Threads that are used.
+    /// What it is driven through: "vulkan", "metal", "dx12" or "cpu".
+    pub backend: &'static str,
+    /// The driver's name and version; empty for the host's processor.
+    pub driver: String,
+    /// Bytes of its own memory, where that is known.
+    pub memory: Option<u64>,
+    /// Threads that are used; 0 for a GPU.
     pub threads: usize,
-    /// Instruction set that was chosen at run time, for example "avx512".
+    /// Instruction set that was chosen at run time, for example "avx512"; "wgsl" for a GPU.
     pub instruction_set: &'static str,
+    /// What a GPU can do beyond the least: "f16", "subgroups", "timestamps", "pipeline cache", "cooperative matrices".
+    pub supports: Vec<&'static str>,
 }
 
 /// Kinds of devices.
@@ -111,45 +137,165 @@ pub struct DeviceInfo {
 pub enum DeviceKind {
     /// The host's processor.
     Cpu,
+    /// A GPU with memory of its own.
+    DiscreteGpu,
+    /// A GPU that shares the host's memory.
+    IntegratedGpu,
+    /// A GPU of a virtual machine.
+    VirtualGpu,
+    /// The host's processor behind a GPU's interface: correct and slow, for tests.
+    SoftwareGpu,
+    /// A GPU whose driver does not say more.
+    OtherGpu,
+}
+
+impl DeviceKind {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "CPU",
+            Self::DiscreteGpu => "discrete GPU",
+            Self::IntegratedGpu => "integrated GPU",
+            Self::VirtualGpu => "virtual GPU",
+            Self::SoftwareGpu => "software GPU",
+            Self::OtherGpu => "GPU",
+        }
+    }
+}
+
+/// Number formats of activations and weights on a GPU; sums are f32 always. The CPU engine computes in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f16 where the device has it.
+    #[default]
+    Auto,
+    /// As on the CPU.
+    F32,
+    /// Half the memory, and faster; relative errors of 1e-3 instead of 1e-6.
+    F16,
+}
+
+/// How a device is opened.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceOptions {
+    /// Threads of the CPU engine; one a core where there is no number.
+    pub threads: Option<usize>,
+    /// Number format on a GPU.
+    pub precision: Precision,
+    /// Bytes of device memory that may be used on a GPU; as much as there is where there is no number.
+    pub memory: Option<u64>,
+    /// Folder in which a GPU's compiled shaders are kept, so that the next start is faster; none where there is no folder.
+    pub pipeline_cache: Option<PathBuf>,
 }
 
 /// A device that was chosen. Clones share it; any number of threads may use it.
 #[derive(Clone)]
-pub struct Device(Arc<dyn Engine>);
+pub struct Device {
+    engine: Arc<dyn Engine>,
+    fallback: Option<Arc<str>>,
+}
 
 impl Device {
+    fn new(engine: impl Engine + 'static) -> Self {
+        Self { engine: Arc::new(engine), fallback: None }
+    }
+
     /// The host's processor with a thread pool of the library's own; one thread a core where `threads` is `None`.
     pub fn cpu(threads: Option<usize>) -> Result<Self> {
-        Ok(Self(Arc::new(cpu::CpuEngine::new(threads)?)))
+        Ok(Self::new(cpu::CpuEngine::new(threads)?))
     }
 
     /// The host's processor once for each instruction set that it and this library know, best first; for tests and
     /// comparisons.
     pub fn cpu_instruction_sets(threads: Option<usize>) -> Result<Vec<Self>> {
-        Ok(cpu::CpuEngine::all(threads)?.into_iter().map(|engine| Self(Arc::new(engine))).collect())
+        Ok(cpu::CpuEngine::all(threads)?.into_iter().map(Self::new).collect())
     }
 
-    /// A device by the words of the command line: `auto` or `cpu`.
+    /// All devices: GPUs in the order of their drivers, then the host's processor. Their places in this list are the numbers
+    /// that [`select`](Self::select) takes.
     ///
     /// # Errors
-    /// [`Error::Device`] for any other word.
-    pub fn select(words: &str, threads: Option<usize>) -> Result<Self> {
+    /// [`Error::Device`] if the CPU engine cannot be started. A GPU whose driver fails is not listed.
+    pub fn list() -> Result<Vec<DeviceInfo>> {
+        #[cfg(feature = "gpu")]
+        let mut list: Vec<DeviceInfo> = gpu::adapters().into_iter().map(|adapter| adapter.info).collect();
+        #[cfg(not(feature = "gpu"))]
+        let mut list = Vec::new();
+        list.push(Self::cpu(None)?.info().clone());
+        Ok(list)
+    }
+
+    /// A device by the words of the command line: `auto`, `gpu`, `cpu`, a number or a name (or a part of one) from the
+    /// [list](Self::list).
+    ///
+    /// `auto` takes the best GPU, never one that is software, or else the CPU, and says [why](Self::fallback).
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no such device, it cannot be opened, or it lacks what the options ask for.
+    pub fn select(words: &str, options: &DeviceOptions) -> Result<Self> {
         match words {
-            "auto" | "cpu" => Self::cpu(threads),
-            other => Err(Error::Device(format!(
-                "{other:?} is not a device of this machine; \"cpu\" and \"auto\" are"
-            ))),
+            "cpu" => Self::cpu(options.threads),
+            "auto" => match Self::best_gpu(options) {
+                Ok(device) => Ok(device),
+                Err(reason) => {
+                    let reason = match reason {
+                        Error::Device(reason) => reason,
+                        other => other.to_string(),
+                    };
+                    Ok(Self { fallback: Some(reason.into()), ..Self::cpu(options.threads)? })
+                }
+            },
+            "gpu" => Self::best_gpu(options),
+            _ => Self::named(words, options),
         }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn best_gpu(options: &DeviceOptions) -> Result<Self> {
+        Ok(Self::new(gpu::GpuEngine::new(gpu::best(gpu::adapters())?, options)?))
+    }
+
+    #[cfg(not(feature = "gpu"))]
+    fn best_gpu(_options: &DeviceOptions) -> Result<Self> {
+        Err(Error::Device("this build of the library has no GPU engine".into()))
+    }
+
+    fn named(words: &str, options: &DeviceOptions) -> Result<Self> {
+        let list = Self::list()?;
+        let lower = words.to_lowercase();
+        let number = words.parse::<usize>().ok().filter(|&number| number < list.len());
+        let found = number.or_else(|| list.iter().position(|info| info.name.to_lowercase() == lower));
+        let found = found.or_else(|| list.iter().position(|info| info.name.to_lowercase().contains(&lower)));
+        let names: Vec<String> =
+            list.iter().enumerate().map(|(number, info)| format!("{number} ({})", info.name)).collect();
+        let unknown = || {
+            Error::Device(format!(
+                "{words:?} is not a device of this machine; \"auto\", \"gpu\", \"cpu\" and these are: {}",
+                names.join(", ")
+            ))
+        };
+        let found = found.filter(|_| !words.is_empty()).ok_or_else(unknown)?;
+        #[cfg(feature = "gpu")]
+        if let Some(adapter) = gpu::adapters().into_iter().nth(found) {
+            return Ok(Self::new(gpu::GpuEngine::new(adapter, options)?));
+        }
+        let _ = found;
+        Self::cpu(options.threads)
+    }
+
+    /// Why `auto` did not take a GPU, if it did not.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
     }
 
     /// What it is.
     pub fn info(&self) -> &DeviceInfo {
-        self.0.info()
+        self.engine.info()
     }
 
     /// The engine behind it.
     pub fn engine(&self) -> &dyn Engine {
-        &*self.0
+        &*self.engine
     }
 }
 

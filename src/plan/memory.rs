@@ -9,7 +9,7 @@ use crate::{Error, Result};
 const ALIGNMENT: usize = 16;
 
 /// Gives every tensor a range of the arena such that tensors alive at the same time do not overlap. Returns the
-/// arena's length. Larger tensors are placed first, each at the lowest offset that is free throughout its life.
+/// arena's length, in units of f32.
 ///
 /// `given` are alive from the start, `kept` to the end.
 pub(super) fn place(
@@ -19,10 +19,6 @@ pub(super) fn place(
     given: &[TensorId],
     kept: &[TensorId],
 ) -> Result<usize> {
-    let too_large = || {
-        Error::OutOfMemory("the network's activations exceed the address space; use smaller windows".into())
-    };
-    let lives = lifetimes(tensors.len(), ops, given, kept);
     let mut lengths = Vec::with_capacity(tensors.len());
     for tensor in tensors.iter() {
         let length = [tensor.height, tensor.width, tensor.channels, batch]
@@ -32,31 +28,53 @@ pub(super) fn place(
             .ok_or_else(too_large)?;
         lengths.push(length);
     }
-    let mut order: Vec<TensorId> = (0..tensors.len()).collect();
+    let (ranges, arena) = arrange(&lengths, ALIGNMENT, ops, given, kept)?;
+    for (tensor, range) in tensors.iter_mut().zip(ranges) {
+        tensor.range = range;
+    }
+    Ok(arena)
+}
+
+/// Ranges of the given lengths for all tensors, at multiples of `alignment`, and what they take together. Larger tensors
+/// are placed first, each at the lowest offset that is free throughout its life.
+pub(crate) fn arrange(
+    lengths: &[usize],
+    alignment: usize,
+    ops: &[Op],
+    given: &[TensorId],
+    kept: &[TensorId],
+) -> Result<(Vec<Range<usize>>, usize)> {
+    let lives = lifetimes(lengths.len(), ops, given, kept);
+    let mut order: Vec<TensorId> = (0..lengths.len()).collect();
     order.sort_by_key(|&id| (std::cmp::Reverse(lengths[id]), id));
 
+    let mut ranges = vec![0..0; lengths.len()];
     let mut placed: Vec<TensorId> = Vec::with_capacity(order.len());
     let mut arena = 0;
-    for id in order {
+    for id in order.into_iter().filter(|&id| lengths[id] > 0) {
         let mut taken: Vec<Range<usize>> = placed
             .iter()
             .filter(|&&other| lives[other].start < lives[id].end && lives[id].start < lives[other].end)
-            .map(|&other| tensors[other].range.clone())
+            .map(|&other| ranges[other].clone())
             .collect();
-        taken.sort_by_key(|range| range.start);
-        let padded = lengths[id].next_multiple_of(ALIGNMENT);
+        taken.sort_by_key(|range: &Range<usize>| range.start);
+        let padded = lengths[id].next_multiple_of(alignment);
         let mut start = 0;
         for range in taken {
             if start + padded <= range.start {
                 break;
             }
-            start = start.max(range.end.next_multiple_of(ALIGNMENT));
+            start = start.max(range.end.next_multiple_of(alignment));
         }
-        tensors[id].range = start..start + lengths[id];
+        ranges[id] = start..start + lengths[id];
         arena = arena.max(start.checked_add(padded).ok_or_else(too_large)?);
         placed.push(id);
     }
-    Ok(arena)
+    Ok((ranges, arena))
+}
+
+fn too_large() -> Error {
+    Error::OutOfMemory("the network's activations exceed the address space; use smaller windows".into())
 }
 
 /// For each tensor the steps during which it holds a value: step i + 1 is the execution of operation i.

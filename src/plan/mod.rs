@@ -7,7 +7,7 @@
 
 mod builder;
 mod check;
-mod memory;
+pub(crate) mod memory;
 
 pub use builder::PlanOptions;
 

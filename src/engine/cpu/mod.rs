@@ -61,8 +61,12 @@ impl CpuEngine {
         let info = DeviceInfo {
             name: format!("CPU ({}, {threads} threads)", std::env::consts::ARCH),
             kind: DeviceKind::Cpu,
+            backend: "cpu",
+            driver: String::new(),
+            memory: None,
             threads,
             instruction_set: set.name(),
+            supports: Vec::new(),
         };
         Ok(Self { info, set, pool: Arc::new(pool) })
     }
@@ -80,7 +84,7 @@ impl Engine for CpuEngine {
         cache: &WeightCache,
     ) -> Result<Box<dyn Network>> {
         // A poisoned lock means that packing panicked; what was packed before is whole.
-        let mut guard = cache.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = cache.cpu.lock().unwrap_or_else(PoisonError::into_inner);
         let packed = &mut *guard;
         let pool = self.pool.clone();
         let network =

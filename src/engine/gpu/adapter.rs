@@ -1,0 +1,106 @@
+//! Which GPUs there are.
+
+use crate::engine::{DeviceInfo, DeviceKind};
+use crate::{Error, Result};
+
+/// An adapter with what the library tells of it.
+pub(crate) struct Adapter {
+    pub(crate) adapter: wgpu::Adapter,
+    pub(crate) info: DeviceInfo,
+}
+
+/// Bytes that one workgroup may need for a small tile and its places, see `shaders/conv.wgsl`.
+const LEAST_WORKGROUP_STORAGE: u32 = 16_384;
+
+/// All adapters of the backends that the library was built with, in the drivers' order.
+pub(crate) fn adapters() -> Vec<Adapter> {
+    // Drivers are other people's code: whatever one does here, there is just no GPU then.
+    let found = super::guard(|| {
+        let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+            backends,
+            flags: wgpu::InstanceFlags::empty(),
+            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        });
+        Ok(pollster::block_on(instance.enumerate_adapters(backends)))
+    });
+    found.unwrap_or_default().into_iter().map(Adapter::new).collect()
+}
+
+impl Adapter {
+    fn new(adapter: wgpu::Adapter) -> Self {
+        let known = adapter.get_info();
+        let features = adapter.features();
+        let mut supports = Vec::new();
+        let mut note = |there: bool, what| supports.extend(there.then_some(what));
+        note(features.contains(wgpu::Features::SHADER_F16), "f16");
+        note(features.contains(wgpu::Features::SUBGROUP), "subgroups");
+        note(features.contains(wgpu::Features::TIMESTAMP_QUERY), "timestamps");
+        note(features.contains(wgpu::Features::PIPELINE_CACHE), "pipeline cache");
+        note(features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX), "cooperative matrices");
+        let info = DeviceInfo {
+            kind: match known.device_type {
+                wgpu::DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu,
+                wgpu::DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu,
+                wgpu::DeviceType::VirtualGpu => DeviceKind::VirtualGpu,
+                wgpu::DeviceType::Cpu => DeviceKind::SoftwareGpu,
+                wgpu::DeviceType::Other => DeviceKind::OtherGpu,
+            },
+            name: known.name,
+            backend: match known.backend {
+                wgpu::Backend::Vulkan => "vulkan",
+                wgpu::Backend::Metal => "metal",
+                wgpu::Backend::Dx12 => "dx12",
+                _ => "other",
+            },
+            driver: format!("{} {}", known.driver, known.driver_info).trim().to_owned(),
+            memory: super::memory::of_adapter(&adapter),
+            threads: 0,
+            instruction_set: "wgsl",
+            supports,
+        };
+        Self { adapter, info }
+    }
+
+    /// What the adapter lacks of what the shaders need, in words.
+    pub(crate) fn lacks(&self) -> Option<String> {
+        let limits = self.adapter.limits();
+        let features = self.adapter.features();
+        if !features.contains(wgpu::Features::IMMEDIATES) {
+            return Some("its driver offers no immediates".into());
+        }
+        let needed = [
+            ("storage buffers a shader", limits.max_storage_buffers_per_shader_stage, 8),
+            ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, LEAST_WORKGROUP_STORAGE),
+            ("threads a workgroup", limits.max_compute_invocations_per_workgroup, 256),
+            ("workgroups a dimension", limits.max_compute_workgroups_per_dimension, super::context::GRID_WIDTH),
+        ];
+        needed
+            .iter()
+            .find(|(_, has, needs)| has < needs)
+            .map(|(what, has, needs)| format!("it offers {has} {what}, {needs} are needed"))
+    }
+}
+
+/// The first adapter that a person would choose: discrete before integrated ones, never software.
+pub(crate) fn best(adapters: Vec<Adapter>) -> Result<Adapter> {
+    let rank = |kind| match kind {
+        DeviceKind::DiscreteGpu => Some(0),
+        DeviceKind::IntegratedGpu => Some(1),
+        DeviceKind::VirtualGpu | DeviceKind::OtherGpu => Some(2),
+        DeviceKind::SoftwareGpu | DeviceKind::Cpu => None,
+    };
+    let names: Vec<String> = adapters.iter().map(|adapter| adapter.info.name.clone()).collect();
+    adapters
+        .into_iter()
+        .filter_map(|adapter| Some((rank(adapter.info.kind)?, adapter)))
+        .min_by_key(|(rank, _)| *rank)
+        .map(|(_, adapter)| adapter)
+        .ok_or_else(|| {
+            Error::Device(if names.is_empty() {
+                "no driver for Vulkan, Metal or DX12 shows a GPU".into()
+            } else {
+                format!("there are only software adapters ({}), which are slower than the CPU engine", names.join(", "))
+            })
+        })
+}

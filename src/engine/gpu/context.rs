@@ -1,0 +1,240 @@
+//! An open device: errors, submissions, and how long they take.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::adapter::Adapter;
+use super::pipeline::Pipelines;
+use super::shader::ValueType;
+use crate::{Error, Result};
+
+/// Workgroups of a row of a dispatch's grid; `GRID_WIDTH` of the shaders is the same.
+pub(crate) const GRID_WIDTH: u32 = 32_768;
+
+/// A submission should keep the device busy for so long: display drivers reset a device that is busy for two seconds, and
+/// people notice a tenth of one.
+const SUBMISSION: Duration = Duration::from_millis(40);
+
+/// A device that has not finished a submission after so long never will.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Multiplications a second that a device is believed to do before it was measured.
+const FIRST_PACE: f64 = 2e9;
+
+pub(crate) struct Context {
+    /// Differs from device to device, also between one that was lost and its successor.
+    pub(crate) id: u64,
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
+    pub(crate) limits: wgpu::Limits,
+    pub(crate) value: ValueType,
+    pub(crate) timestamps: bool,
+    /// Bytes that may be spent on the device.
+    pub(crate) memory: Option<u64>,
+    pub(crate) used: Arc<AtomicU64>,
+    pub(crate) pipelines: Pipelines,
+    faults: Arc<Faults>,
+    /// Multiplications a second.
+    pace: Mutex<f64>,
+}
+
+/// What the driver reported outside of any call.
+#[derive(Default)]
+struct Faults {
+    lost: AtomicBool,
+    reason: Mutex<Option<String>>,
+}
+
+impl Faults {
+    fn note(&self, reason: String) {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+    }
+}
+
+impl Context {
+    pub(crate) fn new(
+        adapter: &Adapter,
+        value: ValueType,
+        memory: Option<u64>,
+        cache: Option<PathBuf>,
+    ) -> Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let offered = adapter.adapter.features();
+        let wanted =
+            wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SHADER_F16;
+        let features = wgpu::Features::IMMEDIATES | (offered & wanted);
+        let limits = adapter.adapter.limits();
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("mdm"),
+            required_features: features,
+            required_limits: limits.clone(),
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.adapter.request_device(&descriptor))
+            .map_err(|error| Error::Device(format!("{} cannot be opened: {error}", adapter.info.name)))?;
+        let faults = Arc::new(Faults::default());
+        let lost = faults.clone();
+        device.set_device_lost_callback(move |_, message| {
+            lost.note(message);
+            lost.lost.store(true, Ordering::Release);
+        });
+        let uncaptured = faults.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| uncaptured.note(error.to_string())));
+        let pipelines = Pipelines::new(&device, &adapter.adapter.get_info(), cache);
+        Ok(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            device,
+            queue,
+            limits,
+            value,
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            memory,
+            used: Arc::default(),
+            pipelines,
+            faults,
+            pace: Mutex::new(FIRST_PACE),
+        })
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.faults.lost.load(Ordering::Acquire)
+    }
+
+    /// The device will not be used again; the engine opens another one.
+    pub(crate) fn give_up(&self, reason: &str) {
+        self.faults.note(reason.to_owned());
+        self.faults.lost.store(true, Ordering::Release);
+    }
+
+    fn lost(&self) -> Error {
+        let reason = self.faults.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Error::DeviceLost(reason.unwrap_or_else(|| "the driver gave no reason".into()))
+    }
+
+    /// Calls `work`, and turns whatever the driver or wgpu does meanwhile into an error.
+    pub(crate) fn checked<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.is_lost() {
+            return Err(self.lost());
+        }
+        let result = super::guard(|| {
+            let scopes = [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
+                .map(|filter| self.device.push_error_scope(filter));
+            let result = work();
+            let mut first = None;
+            // Scopes are popped in the reverse order.
+            for scope in scopes.into_iter().rev() {
+                first = first.or(pollster::block_on(scope.pop()));
+            }
+            match first {
+                Some(error) => Err(of_wgpu(error)),
+                None => result,
+            }
+        });
+        if self.is_lost() {
+            return Err(self.lost());
+        }
+        match result {
+            Err(Error::DeviceLost(reason)) => {
+                self.give_up(&reason);
+                Err(self.lost())
+            }
+            other => other,
+        }
+    }
+
+    /// A buffer of `size` bytes, within the memory budget.
+    pub(crate) fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Memory> {
+        let size = size.max(16).next_multiple_of(16);
+        let used = self.used.fetch_add(size, Ordering::Relaxed) + size;
+        let memory = |buffer| Memory { buffer, size, used: self.used.clone() };
+        let short = |reason: String| {
+            self.used.fetch_sub(size, Ordering::Relaxed);
+            Error::OutOfMemory(reason)
+        };
+        if let Some(budget) = self.memory.filter(|&budget| used > budget) {
+            return Err(short(format!(
+                "{} MiB of device memory are needed, {} MiB are allowed; use smaller batches or windows",
+                used >> 20,
+                budget >> 20
+            )));
+        }
+        let bindable = usage.contains(wgpu::BufferUsages::UNIFORM) || size <= self.limits.max_buffer_size;
+        if !bindable {
+            return Err(short(format!(
+                "{label}: {} MiB in one buffer, the device takes {}; use smaller batches or windows",
+                size >> 20,
+                self.limits.max_buffer_size >> 20
+            )));
+        }
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage,
+            mapped_at_creation: false,
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(memory(buffer)),
+            Some(_) => Err(short(format!(
+                "the device has no {} MiB left for {label}; use smaller batches or windows",
+                size >> 20
+            ))),
+        }
+    }
+
+    /// Multiplications that one submission may have.
+    pub(crate) fn submission_work(&self) -> f64 {
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) * SUBMISSION.as_secs_f64()
+    }
+
+    /// Waits for a submission (all of them without one) of `work` multiplications that the device began at `began`.
+    pub(crate) fn wait(&self, submission: Option<wgpu::SubmissionIndex>, began: Instant, work: f64) -> Result<()> {
+        let poll = wgpu::PollType::Wait { submission_index: submission, timeout: Some(PATIENCE) };
+        match self.device.poll(poll) {
+            Ok(_) => {}
+            Err(wgpu::PollError::Timeout) => {
+                return Err(Error::DeviceLost(format!("did not finish its work in {} s", PATIENCE.as_secs())));
+            }
+            Err(error) => return Err(Error::DeviceLost(error.to_string())),
+        }
+        if work > 0.0 {
+            let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            let measured = work / began.elapsed().as_secs_f64().max(1e-6);
+            // Small submissions are mostly overhead and tell little; growing in steps keeps one of them from misleading.
+            *pace = measured.clamp(*pace / 4.0, *pace * 4.0);
+        }
+        Ok(())
+    }
+}
+
+fn of_wgpu(error: wgpu::Error) -> Error {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => {
+            Error::OutOfMemory("the device has no memory left; use smaller batches or windows".into())
+        }
+        wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. } => {
+            Error::Device(description)
+        }
+    }
+}
+
+/// A buffer that counts towards the memory in use for as long as it lives.
+pub(crate) struct Memory {
+    pub(crate) buffer: wgpu::Buffer,
+    size: u64,
+    used: Arc<AtomicU64>,
+}
+
+impl Memory {
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.used.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}

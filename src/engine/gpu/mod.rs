@@ -1,0 +1,115 @@
+//! The WGSL engine: a plan as compute shaders through wgpu, on Vulkan, Metal and DX12.
+//!
+//! A device is a guest's: submissions are short, nothing that a driver does is allowed to unwind into the caller, and a
+//! device that was lost is opened anew by the next call.
+
+mod adapter;
+mod attention;
+mod call;
+mod context;
+mod conv;
+mod head;
+mod memory;
+mod network;
+mod norm;
+mod pipeline;
+pub mod shader;
+mod timing;
+mod vector;
+mod weights;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub(crate) use adapter::{Adapter, adapters, best};
+use context::Context;
+use shader::ValueType;
+pub(crate) use weights::DeviceWeights;
+
+use super::{DeviceInfo, DeviceOptions, Engine, Network, Precision, WeightCache};
+use crate::model::WeightSource;
+use crate::plan::Plan;
+use crate::{Error, Result};
+
+/// A GPU.
+pub(crate) struct GpuEngine {
+    info: DeviceInfo,
+    adapter: Adapter,
+    value: ValueType,
+    memory: Option<u64>,
+    cache: Option<PathBuf>,
+    context: Mutex<Arc<Context>>,
+}
+
+impl GpuEngine {
+    /// Opens the device.
+    pub(crate) fn new(adapter: Adapter, options: &DeviceOptions) -> Result<Self> {
+        let name = adapter.info.name.clone();
+        if let Some(reason) = adapter.lacks() {
+            return Err(Error::Device(format!("{name} cannot be used: {reason}")));
+        }
+        let half = adapter.info.supports.contains(&"f16");
+        let value = match options.precision {
+            Precision::F16 if !half => {
+                return Err(Error::Device(format!("{name} has no f16; use f32")));
+            }
+            Precision::Auto if half => ValueType::F16,
+            Precision::F16 => ValueType::F16,
+            Precision::Auto | Precision::F32 => ValueType::F32,
+        };
+        let (memory, cache) = (options.memory, options.pipeline_cache.clone());
+        let context = guard(|| Context::new(&adapter, value, memory, cache.clone()))?;
+        Ok(Self {
+            info: adapter.info.clone(),
+            adapter,
+            value,
+            memory,
+            cache,
+            context: Mutex::new(Arc::new(context)),
+        })
+    }
+
+    /// The open device, a new one if it was lost.
+    fn context(&self) -> Result<Arc<Context>> {
+        // A poisoned lock means that opening a device panicked; the one that is there is whole.
+        let mut context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
+        if context.is_lost() {
+            let open = || Context::new(&self.adapter, self.value, self.memory, self.cache.clone());
+            *context = Arc::new(guard(open)?);
+        }
+        Ok(context.clone())
+    }
+}
+
+impl Engine for GpuEngine {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn prepare(
+        &self,
+        plan: Plan,
+        weights: &dyn WeightSource,
+        cache: &WeightCache,
+    ) -> Result<Box<dyn Network>> {
+        let context = self.context()?;
+        // A poisoned lock means that an upload panicked; what was uploaded before is whole.
+        let mut known = cache.gpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let network =
+            context.checked(|| network::GpuNetwork::new(context.clone(), plan, weights, &mut known))?;
+        Ok(Box::new(network))
+    }
+}
+
+/// Calls `work`; a panic in a driver or in wgpu becomes an error.
+fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let reason = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no reason given");
+        Err(Error::DeviceLost(format!("its driver failed: {reason}")))
+    })
+}

@@ -1,0 +1,136 @@
+//! Parameters on the device.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use super::context::{Context, Memory};
+use super::shader::ValueType;
+use crate::model::WeightSource;
+use crate::plan::{HEAD_PREFIX, Param};
+use crate::{Error, Result};
+
+/// How a parameter lies in a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Layout {
+    /// As in the checkpoint, f32.
+    Exact,
+    /// As in the checkpoint, in the device's value type.
+    Plain,
+    /// A kernel `[out, in, taps...]` as `[taps][in][out]`, in the device's value type.
+    Taps,
+}
+
+/// Parameters of one model on all devices that it was used on.
+#[derive(Default)]
+pub(crate) struct DeviceWeights(HashMap<(u64, String, Layout), Arc<Memory>>);
+
+impl DeviceWeights {
+    /// The parameter in the given layout, uploaded unless it is there already.
+    pub(crate) fn get(
+        &mut self,
+        context: &Context,
+        param: &Param,
+        layout: Layout,
+        weights: &dyn WeightSource,
+    ) -> Result<Arc<Memory>> {
+        let key = (context.id, param.name.clone(), layout);
+        if let Some(known) = self.0.get(&key) {
+            return Ok(known.clone());
+        }
+        // What belongs to a device that was lost is of no use any more.
+        self.0.retain(|(id, _, _), memory| *id == context.id || Arc::strong_count(memory) > 1);
+        let values = read(param, weights)?;
+        let uploaded = Arc::new(match layout {
+            Layout::Exact => upload(context, &param.name, &values, ValueType::F32)?,
+            Layout::Plain => upload(context, &param.name, &values, context.value)?,
+            Layout::Taps => upload(context, &param.name, &taps_first(&values, &param.shape), context.value)?,
+        });
+        drop(values);
+        weights.release(&param.name);
+        // Models with other heads share the weights of their backbone.
+        if !param.name.starts_with(HEAD_PREFIX) {
+            self.0.insert(key, uploaded.clone());
+        }
+        Ok(uploaded)
+    }
+}
+
+/// The parameter's values, if it has the shape that the plan says.
+pub(crate) fn read<'a>(param: &Param, weights: &'a dyn WeightSource) -> Result<std::borrow::Cow<'a, [f32]>> {
+    let tensor = weights.tensor(&param.name)?;
+    let significant = |shape: &[usize]| {
+        let ones = shape.iter().rev().take_while(|&&size| size == 1).count();
+        shape[..shape.len() - ones].to_vec()
+    };
+    let len = param.shape.iter().product::<usize>();
+    if significant(&tensor.shape) != significant(&param.shape) || tensor.data.len() != len {
+        let reason = format!("has shape {:?}, the network needs {:?}", tensor.shape, param.shape);
+        return Err(Error::tensor(&param.name, reason));
+    }
+    Ok(tensor.data)
+}
+
+fn taps_first(values: &[f32], shape: &[usize]) -> Vec<f32> {
+    let (outputs, inputs) = (shape[0], shape[1]);
+    let taps: usize = shape[2..].iter().product();
+    let mut packed = vec![0.0; values.len()];
+    for (out, filter) in values.chunks_exact(inputs * taps).enumerate() {
+        for (i, values) in filter.chunks_exact(taps).enumerate() {
+            for (tap, &value) in values.iter().enumerate() {
+                packed[(tap * inputs + i) * outputs + out] = value;
+            }
+        }
+    }
+    packed
+}
+
+/// A buffer with `values` in the given format.
+pub(crate) fn upload(context: &Context, label: &str, values: &[f32], format: ValueType) -> Result<Memory> {
+    let size = (values.len() * format.size()) as u64;
+    if size > context.limits.max_storage_buffer_binding_size {
+        return Err(Error::tensor(
+            label,
+            format!(
+                "takes {} MiB, the device reads {} MiB at a time; use \"cpu\"",
+                size >> 20,
+                context.limits.max_storage_buffer_binding_size >> 20
+            ),
+        ));
+    }
+    let memory =
+        context.buffer(label, size, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST)?;
+    write(context, &memory.buffer, 0, values, format);
+    Ok(memory)
+}
+
+/// Writes `values` in the given format to a buffer, `offset` bytes from its start; what is left of the last four bytes
+/// becomes zero.
+pub(crate) fn write(context: &Context, buffer: &wgpu::Buffer, offset: u64, values: &[f32], format: ValueType) {
+    match format {
+        ValueType::F32 => context.queue.write_buffer(buffer, offset, bytemuck::cast_slice(values)),
+        ValueType::F16 => {
+            let mut halves = vec![f16::ZERO; values.len().next_multiple_of(2)];
+            halves[..values.len()].convert_from_f32_slice(values);
+            context.queue.write_buffer(buffer, offset, bytemuck::cast_slice(&halves));
+        }
+    }
+}
+
+/// The values of a buffer's content.
+pub(crate) fn decode(bytes: &[u8], count: usize, format: ValueType) -> Vec<f32> {
+    let mut values = vec![0.0; count];
+    match format {
+        ValueType::F32 => {
+            let whole: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+            whole.copy_from_slice(&bytes[..count * 4]);
+        }
+        ValueType::F16 => {
+            let halves: Vec<f16> = bytemuck::pod_collect_to_vec(&bytes[..count * 2]);
+            halves.convert_to_f32_slice(&mut values);
+        }
+    }
+    values
+}
