@@ -3,6 +3,7 @@
 mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+mod winograd;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

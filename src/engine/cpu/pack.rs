@@ -7,7 +7,7 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
 use super::buffer::Buffer;
-use super::winograd;
+use crate::engine::winograd;
 use crate::model::WeightSource;
 use crate::plan::{HEAD_PREFIX, Param};
 use crate::{Error, Result};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::context::{Context, Memory};
-use super::shader::{Permutation, Shader, ValueType};
+use super::shader::{Permutation, Shader, Tile, ValueType};
 use super::weights::{DeviceWeights, Layout, read};
 use crate::model::WeightSource;
 use crate::plan::{Op, ParamId, Plan, TensorId};
@@ -11,6 +11,9 @@ use crate::{Error, Result};
 
 /// Offsets of everything that is bound.
 pub(crate) const ALIGNMENT: usize = 256;
+
+/// Workgroups that fill a device. Where a product has fewer tiles, its terms are divided.
+pub(crate) const ENOUGH_WORKGROUPS: usize = 256;
 
 /// What is bound.
 #[derive(Clone)]
@@ -93,6 +96,16 @@ impl Builder<'_> {
         Permutation::plain(shader, self.context.value)
     }
 
+    /// The tile for a product that has `count` of them: the large one where it leaves enough to do and the device has the
+    /// memory for it.
+    pub(crate) fn tile(&self, count: impl Fn(Tile) -> usize) -> Tile {
+        let Tile { rows, columns, terms } = Tile::LARGE;
+        // Both factors, and the places of the rows.
+        let memory = 4 * 8 * (rows + columns) * terms + 16 * 8 * rows;
+        let fits = memory <= self.context.limits.max_compute_workgroup_storage_size;
+        if fits && count(Tile::LARGE) >= ENOUGH_WORKGROUPS { Tile::LARGE } else { Tile::SMALL }
+    }
+
     /// The parameter in the given layout.
     pub(crate) fn weight(&mut self, id: ParamId, layout: Layout) -> Result<Binding> {
         let param = &self.plan.params[id];
@@ -127,9 +140,8 @@ impl Builder<'_> {
     pub(crate) fn scratch(&mut self, values: usize, format: ValueType) -> Result<Binding> {
         let start = self.scratch;
         let len = values.checked_mul(format.size()).ok_or_else(|| too_large("scratch memory"))?;
-        self.scratch = start
-            .checked_add(len.next_multiple_of(ALIGNMENT))
-            .ok_or_else(|| too_large("scratch memory"))?;
+        self.scratch =
+            start.checked_add(len.next_multiple_of(ALIGNMENT)).ok_or_else(|| too_large("scratch memory"))?;
         Ok(Binding::Scratch { start, len })
     }
 }

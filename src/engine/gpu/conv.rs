@@ -1,13 +1,10 @@
 //! Convolutions: products over gathered rows.
 
-use super::call::{Binding, Builder, Call, too_large, word, words};
+use super::call::{Binding, Builder, Call, ENOUGH_WORKGROUPS, too_large, word, words};
 use super::shader::{Permutation, Shader, Tile, ValueType};
 use super::weights::Layout;
 use crate::plan::{Conv, Resample, Source};
 use crate::{Error, Result};
-
-/// Workgroups that fill a device. Where a product has fewer tiles, its terms are divided.
-const ENOUGH_WORKGROUPS: usize = 256;
 
 /// Steps through the terms below which dividing them does not pay.
 const LEAST_STEPS: usize = 16;
@@ -21,6 +18,9 @@ struct Input {
 }
 
 pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
+    if super::winograd::fits(builder, conv) {
+        return super::winograd::conv(builder, conv);
+    }
     let plan = builder.plan;
     let output = &plan.tensors[conv.output];
     let input = input(builder, &conv.source)?;
@@ -32,14 +32,12 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
     let terms = channels * conv.kernel * conv.kernel;
     let work = rows as f64 * columns as f64 * terms as f64;
 
-    let count = |tile: Tile| {
-        rows.div_ceil(8 * tile.rows as usize) * columns.div_ceil(8 * tile.columns as usize)
-    };
-    let storage = builder.context.limits.max_compute_workgroup_storage_size;
-    let fits = |tile: Tile| 4 * 8 * (tile.rows + tile.columns) * tile.terms + 16 * 8 * tile.rows <= storage;
-    let tile = if count(Tile::LARGE) >= ENOUGH_WORKGROUPS && fits(Tile::LARGE) { Tile::LARGE } else { Tile::SMALL };
+    let count =
+        |tile: Tile| rows.div_ceil(8 * tile.rows as usize) * columns.div_ceil(8 * tile.columns as usize);
+    let tile = builder.tile(count);
     let tiles = count(tile);
-    let steps = conv.kernel * conv.kernel
+    let steps = conv.kernel
+        * conv.kernel
         * input.parts.iter().map(|(_, channels)| channels.div_ceil(tile.terms as usize)).sum::<usize>();
     let splits = (ENOUGH_WORKGROUPS / tiles).min(steps / LEAST_STEPS).max(1);
 
@@ -123,7 +121,7 @@ pub(super) fn epilogue(builder: &mut Builder<'_>, conv: &Conv) -> Result<(Vec<u3
 }
 
 /// A map in the device's value type.
-fn stored(builder: &Builder<'_>, id: usize) -> Result<Binding> {
+pub(super) fn stored(builder: &Builder<'_>, id: usize) -> Result<Binding> {
     match builder.map(id)? {
         (binding, format) if format == builder.value() => Ok(binding),
         _ => Err(Error::invalid("plan", format!("tensor {id} is kept in f32 and cannot be convolved"))),
@@ -148,7 +146,8 @@ fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
     let channels: usize = source.parts.iter().map(|&part| plan.tensors[part].channels).sum();
     let rows = builder.batch() * height * width;
     let copy = builder.scratch(rows * channels, builder.value())?;
-    let coefficients = source.norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;
+    let coefficients =
+        source.norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;
     let silu = u32::from(source.norm.is_some_and(|norm| norm.silu));
     let mut start = 0;
     for &part in &source.parts {

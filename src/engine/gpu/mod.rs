@@ -17,6 +17,7 @@ pub mod shader;
 mod timing;
 mod vector;
 mod weights;
+mod winograd;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;

@@ -10,6 +10,9 @@ pub enum ValueType {
 }
 
 impl ValueType {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+
     /// Bytes of a value.
     pub fn size(self) -> usize {
         match self {
@@ -84,6 +87,19 @@ shaders! {
     MomentsSum "moments_sum",
     NormCoefficients "norm_coefficients",
     Normalise "normalise",
+    WinogradInput "winograd_input",
+    WinogradOutput "winograd_output",
+    WinogradProduct "winograd_product",
+}
+
+impl Shader {
+    /// The formats that it is used with.
+    fn values(self) -> &'static [ValueType] {
+        match self {
+            Self::WinogradInput | Self::WinogradOutput | Self::WinogradProduct => &[ValueType::F32],
+            _ => &ValueType::ALL,
+        }
+    }
 }
 
 const SHARED: &[(&str, &str)] = &[
@@ -117,12 +133,15 @@ impl Permutation {
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
         for &shader in Shader::ALL {
-            for value in [ValueType::F32, ValueType::F16] {
+            for &value in shader.values() {
                 let results: &[ValueType] = match shader {
-                    Shader::Conv | Shader::ConvSum if value == ValueType::F16 => &[ValueType::F32, ValueType::F16],
+                    Shader::Conv | Shader::ConvSum if value == ValueType::F16 => &ValueType::ALL,
                     _ => &[value],
                 };
-                let tiles: &[Tile] = if shader == Shader::Conv { &Tile::ALL } else { &[Tile::SMALL] };
+                let tiles: &[Tile] = match shader {
+                    Shader::Conv | Shader::WinogradProduct => &Tile::ALL,
+                    _ => &[Tile::SMALL],
+                };
                 for &result in results {
                     all.extend(tiles.iter().map(|&tile| Self { shader, value, result, tile }));
                 }

@@ -8,6 +8,7 @@ use half::slice::HalfFloatSliceExt;
 
 use super::context::{Context, Memory};
 use super::shader::ValueType;
+use crate::engine::winograd::{points as transformed_points, transform_filter};
 use crate::model::WeightSource;
 use crate::plan::{HEAD_PREFIX, Param};
 use crate::{Error, Result};
@@ -21,6 +22,8 @@ pub(crate) enum Layout {
     Plain,
     /// A kernel `[out, in, taps...]` as `[taps][in][out]`, in the device's value type.
     Taps,
+    /// A 3x3 kernel in Winograd's domain, `[36][in][out]`, f32.
+    Winograd,
 }
 
 /// Parameters of one model on all devices that it was used on.
@@ -46,6 +49,9 @@ impl DeviceWeights {
         let uploaded = Arc::new(match layout {
             Layout::Exact => upload(context, &param.name, &values, ValueType::F32)?,
             Layout::Plain => upload(context, &param.name, &values, context.value)?,
+            Layout::Winograd => {
+                upload(context, &param.name, &winograd(&values, &param.shape), ValueType::F32)?
+            }
             Layout::Taps => upload(context, &param.name, &taps_first(&values, &param.shape), context.value)?,
         });
         drop(values);
@@ -87,6 +93,17 @@ fn taps_first(values: &[f32], shape: &[usize]) -> Vec<f32> {
     packed
 }
 
+fn winograd(values: &[f32], shape: &[usize]) -> Vec<f32> {
+    const POINTS: usize = transformed_points(4);
+    let (outputs, inputs) = (shape[0], shape[1]);
+    let mut packed = vec![0.0; POINTS * outputs * inputs];
+    for (index, filter) in values.chunks_exact(9).enumerate() {
+        let (out, i) = (index / inputs, index % inputs);
+        transform_filter(4, filter, |point, value| packed[(point * inputs + i) * outputs + out] = value);
+    }
+    packed
+}
+
 /// A buffer with `values` in the given format.
 pub(crate) fn upload(context: &Context, label: &str, values: &[f32], format: ValueType) -> Result<Memory> {
     let size = (values.len() * format.size()) as u64;
@@ -100,15 +117,20 @@ pub(crate) fn upload(context: &Context, label: &str, values: &[f32], format: Val
             ),
         ));
     }
-    let memory =
-        context.buffer(label, size, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST)?;
+    let memory = context.buffer(label, size, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST)?;
     write(context, &memory.buffer, 0, values, format);
     Ok(memory)
 }
 
 /// Writes `values` in the given format to a buffer, `offset` bytes from its start; what is left of the last four bytes
 /// becomes zero.
-pub(crate) fn write(context: &Context, buffer: &wgpu::Buffer, offset: u64, values: &[f32], format: ValueType) {
+pub(crate) fn write(
+    context: &Context,
+    buffer: &wgpu::Buffer,
+    offset: u64,
+    values: &[f32],
+    format: ValueType,
+) {
     match format {
         ValueType::F32 => context.queue.write_buffer(buffer, offset, bytemuck::cast_slice(values)),
         ValueType::F16 => {

@@ -14,13 +14,13 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use transform::{Target, input_tile, output_tile};
-pub(crate) use transform::{points, transform_filter};
 
 use super::buffer::{Buffer, SharedMut};
 use super::product::{Product, Segment, product};
 use super::reader::{Map, Reader};
 use super::simd::{Kernel, Simd};
 use super::step::{Context, ScratchSize, Step};
+use crate::engine::winograd::points;
 use crate::plan::{Conv, Plan};
 
 /// Channels that are read and transformed at a time.

@@ -1,47 +1,9 @@
-//! The transforms of filters, tiles of input and tiles of output.
-//!
-//! F(4x4, 3x3)'s interpolation points are 0, 1, -1, 1/2, -2 and infinity, which lose fewer bits than the usual
-//! 0, 1, -1, 2, -2; F(2x2, 3x3)'s are 0, 1, -1 and infinity.
+//! The transforms of tiles of input and tiles of output; that of filters is in [`crate::engine::winograd`].
 
 use super::CHUNK;
 use crate::engine::cpu::simd::Simd;
 
-/// Points along one side of the largest tile.
-const MOST_POINTS: usize = 6;
-
-/// Products a tile with `tile` x `tile` outputs.
-pub(crate) const fn points(tile: usize) -> usize {
-    (tile + 2) * (tile + 2)
-}
-
-/// `G g G^T` in f64, for tiles of 4 x 4 or 2 x 2 outputs.
-pub(crate) fn transform_filter(tile: usize, filter: &[f32], mut write: impl FnMut(usize, f32)) {
-    let g = |a: f64, b: f64, c: f64| {
-        if tile == 2 {
-            return [a, (a + b + c) / 2.0, (a - b + c) / 2.0, c, 0.0, 0.0];
-        }
-        [
-            a,
-            (a + b + c) / 3.0,
-            (b - a - c) / 3.0,
-            -(16.0 * a + 8.0 * b + 4.0 * c) / 15.0,
-            (a - 2.0 * b + 4.0 * c) / 15.0,
-            c,
-        ]
-    };
-    let mut columns = [[0.0; MOST_POINTS]; 3];
-    for (x, column) in columns.iter_mut().enumerate() {
-        *column = g(filter[x].into(), filter[3 + x].into(), filter[6 + x].into());
-    }
-    let side = tile + 2;
-    for y in 0..side {
-        let [a, b, c] = columns.map(|column| column[y]);
-        let row = g(a, b, c);
-        for (x, value) in row.into_iter().enumerate().take(side) {
-            write(y * side + x, value as f32);
-        }
-    }
-}
+use crate::engine::winograd::MOST_POINTS;
 
 /// `B^T d` for one column of a tile.
 ///
