@@ -6,32 +6,13 @@
 #import split
 #import epilogue
 #import tile
+#import rows
 
-struct Params {
-    epilogue: Epilogue,
-    rows: u32,
-    // Input before it is upsampled.
-    in_height: u32,
-    in_width: u32,
-    channels_a: u32,
-    channels_b: u32,
-    // 1 or 3.
-    kernel: u32,
-    stride: u32,
-    // 1 where each pixel of the input stands for 2 x 2.
-    upsampled: u32,
-    splits: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> input_a: array<Value>;
 @group(0) @binding(2) var<storage, read_write> input_b: array<Value>;
 // [taps][channels][columns]
 @group(0) @binding(3) var<storage, read> weight: array<Value>;
 @group(0) @binding(8) var<storage, read_write> output: array<Result>;
-
-// Upper left tap of each row of the tile, and its sample; -1 beyond the last row.
-var<workgroup> places: array<vec3<i32>, TILE_ROWS>;
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -46,62 +27,36 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let first_row = group / column_tiles % row_tiles * TILE_ROWS;
     let part = group / (column_tiles * row_tiles);
 
-    let pixels = p.epilogue.height * p.epilogue.width;
-    let reach = i32(p.kernel / 2u);
-    for (var i = thread; i < TILE_ROWS; i += THREADS) {
-        let row = first_row + i;
-        let y = i32(row % pixels / p.epilogue.width * p.stride) - reach;
-        let x = i32(row % p.epilogue.width * p.stride) - reach;
-        places[i] = select(vec3(0, 0, -1), vec3(y, x, i32(row / pixels)), row < p.rows);
-    }
+    find_places(first_row, thread);
     for (var i = 0u; i < 16u; i++) {
         sums[i] = vec4(0.0);
     }
-
-    let height = i32(p.in_height << p.upsampled);
-    let width = i32(p.in_width << p.upsampled);
-    let taps = p.kernel * p.kernel;
-    let channels = p.channels_a + p.channels_b;
-    let chunks_a = (p.channels_a + TERMS - 1u) / TERMS;
-    let chunks = chunks_a + (p.channels_b + TERMS - 1u) / TERMS;
-    let steps = taps * chunks;
+    let steps = p.kernel * p.kernel * tap_steps();
     let share = (steps + p.splits - 1u) / p.splits;
-    let last = min(steps, (part + 1u) * share);
-    for (var step = part * share; step < last; step++) {
-        let tap = step / chunks;
-        let chunk = step % chunks;
-        let second = chunk >= chunks_a;
-        let own = select(p.channels_a, p.channels_b, second);
-        let first_channel = select(chunk, chunk - chunks_a, second) * TERMS;
-        let dy = i32(tap / p.kernel);
-        let dx = i32(tap % p.kernel);
-
+    for (var index = part * share; index < min(steps, (part + 1u) * share); index++) {
+        let step = step_at(index);
         workgroupBarrier();
         for (var i = thread; i < TERMS * TILE_ROWS; i += THREADS) {
-            let term = i % TERMS;
             let row = i / TERMS;
-            let channel = first_channel + term;
-            let place = places[row];
-            let y = place.x + dy;
-            let x = place.y + dx;
+            let channel = step.first_channel + i % TERMS;
+            let pixel = pixel_under(row, step.dy, step.dx);
             var value = 0.0;
-            if place.z >= 0 && y >= 0 && y < height && x >= 0 && x < width && channel < own {
-                let pixel = (u32(place.z) * p.in_height + (u32(y) >> p.upsampled)) * p.in_width + (u32(x) >> p.upsampled);
-                if second {
-                    value = f32(input_b[pixel * own + channel]);
+            if pixel >= 0 && channel < step.channels {
+                let at = u32(pixel) * step.channels + channel;
+                if step.second {
+                    value = f32(input_b[at]);
                 } else {
-                    value = f32(input_a[pixel * own + channel]);
+                    value = f32(input_a[at]);
                 }
             }
-            left[term * (TILE_ROWS / 4u) + row / 4u][row % 4u] = value;
+            left[i % TERMS * (TILE_ROWS / 4u) + row / 4u][row % 4u] = value;
         }
-        let weight_row = tap * channels + select(0u, p.channels_a, second) + first_channel;
         for (var i = thread; i < TERMS * TILE_COLUMNS; i += THREADS) {
             let term = i / TILE_COLUMNS;
             let column = i % TILE_COLUMNS;
             var value = 0.0;
-            if first_channel + term < own && first_column + column < columns {
-                value = f32(weight[(weight_row + term) * columns + first_column + column]);
+            if step.first_channel + term < step.channels && first_column + column < columns {
+                value = f32(weight[(step.weight_row + term) * columns + first_column + column]);
             }
             right[term * (TILE_COLUMNS / 4u) + column / 4u][column % 4u] = value;
         }

@@ -1,5 +1,6 @@
 //! Which GPUs there are.
 
+use super::shader::Cooperative;
 use crate::engine::{DeviceInfo, DeviceKind};
 use crate::{Error, Result};
 
@@ -11,6 +12,9 @@ pub(crate) struct Adapter {
 
 /// Bytes that one workgroup may need for a small tile and its places, see `shaders/conv.wgsl`.
 const LEAST_WORKGROUP_STORAGE: u32 = 16_384;
+
+/// The same for a product on matrix units, see `shaders/conv_cooperative.wgsl`.
+const COOPERATIVE_STORAGE: u32 = 32_768;
 
 /// All adapters of the backends that the library was built with, in the drivers' order.
 pub(crate) fn adapters() -> Vec<Adapter> {
@@ -60,6 +64,29 @@ impl Adapter {
             supports,
         };
         Self { adapter, info }
+    }
+
+    /// Matrix units that the shaders can use: f16 factors, f32 sums, and subgroups of one known size.
+    pub(crate) fn cooperative(&self) -> Option<Cooperative> {
+        let features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::SHADER_F16;
+        if !self.adapter.features().contains(features) {
+            return None;
+        }
+        let info = self.adapter.get_info();
+        // Apple's SIMD groups have 32 threads, whatever range the backend gives.
+        let metal = info.backend == wgpu::Backend::Metal;
+        let unit = if metal { Cooperative::METAL } else { Cooperative::VULKAN };
+        let subgroups =
+            metal || (info.subgroup_min_size, info.subgroup_max_size) == (unit.subgroup, unit.subgroup);
+        let storage = self.adapter.limits().max_compute_workgroup_storage_size >= COOPERATIVE_STORAGE;
+        let known = self.adapter.cooperative_matrix_properties().iter().any(|own| {
+            [own.m_size, own.n_size, own.k_size] == [unit.size; 3]
+                && own.ab_type == wgpu::CooperativeScalarType::F16
+                && own.cr_type == wgpu::CooperativeScalarType::F32
+        });
+        (subgroups && storage && known).then_some(unit)
     }
 
     /// What the adapter lacks of what the shaders need, in words.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::adapter::Adapter;
 use super::pipeline::Pipelines;
-use super::shader::ValueType;
+use super::shader::{Cooperative, ValueType};
 use crate::{Error, Result};
 
 /// Workgroups of a row of a dispatch's grid; `GRID_WIDTH` of the shaders is the same.
@@ -31,6 +31,8 @@ pub(crate) struct Context {
     pub(crate) limits: wgpu::Limits,
     pub(crate) value: ValueType,
     pub(crate) timestamps: bool,
+    /// Matrix units that products in f16 can use.
+    pub(crate) cooperative: Option<Cooperative>,
     /// Bytes that may be spent on the device.
     pub(crate) memory: Option<u64>,
     pub(crate) used: Arc<AtomicU64>,
@@ -64,12 +66,19 @@ impl Context {
         let offered = adapter.adapter.features();
         let wanted =
             wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE | wgpu::Features::SHADER_F16;
-        let features = wgpu::Features::IMMEDIATES | (offered & wanted);
+        let mut features = wgpu::Features::IMMEDIATES | (offered & wanted);
+        let cooperative = adapter.cooperative().filter(|_| value == ValueType::F16);
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if cooperative.is_some() {
+            features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
+            experimental = super::pipeline::experimental();
+        }
         let limits = adapter.adapter.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("mdm"),
             required_features: features,
             required_limits: limits.clone(),
+            experimental_features: experimental,
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.adapter.request_device(&descriptor))
@@ -90,6 +99,7 @@ impl Context {
             limits,
             value,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            cooperative,
             memory,
             used: Arc::default(),
             pipelines,

@@ -35,10 +35,22 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
     let count =
         |tile: Tile| rows.div_ceil(8 * tile.rows as usize) * columns.div_ceil(8 * tile.columns as usize);
     let tile = builder.tile(count);
-    let tiles = count(tile);
+    let unit = builder.context.cooperative.filter(|unit| {
+        let packed = |channels: usize| channels.is_multiple_of(unit.pack as usize);
+        builder.value() == ValueType::F16
+            && packed(columns)
+            && input.parts.iter().all(|(_, own)| packed(*own))
+    });
+    let (tiles, step) = match unit {
+        Some(unit) => {
+            let side = unit.tile() as usize;
+            (rows.div_ceil(side) * columns.div_ceil(side), unit.terms)
+        }
+        None => (count(tile), tile.terms),
+    };
     let steps = conv.kernel
         * conv.kernel
-        * input.parts.iter().map(|(_, channels)| channels.div_ceil(tile.terms as usize)).sum::<usize>();
+        * input.parts.iter().map(|(_, channels)| channels.div_ceil(step as usize)).sum::<usize>();
     let splits = (ENOUGH_WORKGROUPS / tiles).min(steps / LEAST_STEPS).max(1);
 
     let (epilogue, added) = epilogue(builder, conv)?;
@@ -57,7 +69,10 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
     ])?);
     let mut bindings = vec![(3, weight)];
     bindings.extend((1..).zip(input.parts.iter().map(|(binding, _)| binding.clone())));
-    let permutation = Permutation { shader: Shader::Conv, value: builder.value(), result, tile };
+    let permutation = match unit {
+        Some(_) => Permutation { result, cooperative: unit, ..builder.plain(Shader::ConvCooperative) },
+        None => Permutation { result, tile, ..builder.plain(Shader::Conv) },
+    };
     if splits == 1 {
         bindings.extend(added);
         bindings.push((8, target));

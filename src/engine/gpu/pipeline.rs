@@ -15,6 +15,12 @@ const IMMEDIATE_SIZE: u32 = 8;
 /// Threads that compile side by side.
 const COMPILERS: usize = 8;
 
+/// Leave to use what wgpu calls experimental.
+pub(crate) fn experimental() -> wgpu::ExperimentalFeatures {
+    // SAFETY: only cooperative matrices are used, on adapters that report the very sizes, and as the tests translate them.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
+}
+
 pub(crate) struct Pipeline {
     pub(crate) pipeline: wgpu::ComputePipeline,
     pub(crate) layout: wgpu::BindGroupLayout,

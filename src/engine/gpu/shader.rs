@@ -49,6 +49,31 @@ impl Tile {
     pub const ALL: [Self; 2] = [Self::LARGE, Self::SMALL];
 }
 
+/// Matrix units as a shader uses them: every subgroup multiplies `size` x `size` matrices of f16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Cooperative {
+    /// Rows and columns of a matrix.
+    pub size: u32,
+    /// Values that are loaded at a time; channels are multiples of it.
+    pub pack: u32,
+    /// Threads of a subgroup.
+    pub subgroup: u32,
+    /// Terms that are held in workgroup memory.
+    pub terms: u32,
+}
+
+impl Cooperative {
+    /// What Vulkan's drivers have. Factors lie in workgroup memory as vectors, which SPIR-V allows.
+    pub const VULKAN: Self = Self { size: 16, pack: 4, subgroup: 32, terms: 32 };
+    /// Metal's SIMD-group matrices, which are loaded from scalars.
+    pub const METAL: Self = Self { size: 8, pack: 1, subgroup: 32, terms: 32 };
+
+    /// Rows and columns of a workgroup's tile.
+    pub fn tile(self) -> u32 {
+        8 * self.size
+    }
+}
+
 macro_rules! shaders {
     ($($variant:ident $file:literal),* $(,)?) => {
         /// A file in `shaders/`.
@@ -77,6 +102,7 @@ macro_rules! shaders {
 shaders! {
     Attention "attention",
     Conv "conv",
+    ConvCooperative "conv_cooperative",
     ConvSum "conv_sum",
     FeatureNorm "feature_norm",
     FeatureNormSum "feature_norm_sum",
@@ -97,6 +123,7 @@ impl Shader {
     fn values(self) -> &'static [ValueType] {
         match self {
             Self::WinogradInput | Self::WinogradOutput | Self::WinogradProduct => &[ValueType::F32],
+            Self::ConvCooperative => &[ValueType::F16],
             _ => &ValueType::ALL,
         }
     }
@@ -106,6 +133,7 @@ const SHARED: &[(&str, &str)] = &[
     ("activation", include_str!("../../../shaders/shared/activation.wgsl")),
     ("bilinear", include_str!("../../../shaders/shared/bilinear.wgsl")),
     ("epilogue", include_str!("../../../shaders/shared/epilogue.wgsl")),
+    ("rows", include_str!("../../../shaders/shared/rows.wgsl")),
     ("split", include_str!("../../../shaders/shared/split.wgsl")),
     ("tile", include_str!("../../../shaders/shared/tile.wgsl")),
 ];
@@ -121,12 +149,14 @@ pub struct Permutation {
     pub result: ValueType,
     /// The tile of a product; the smallest where there is none.
     pub tile: Tile,
+    /// The matrix units that it uses.
+    pub cooperative: Option<Cooperative>,
 }
 
 impl Permutation {
     /// A shader without a tile that writes what it reads.
     pub fn plain(shader: Shader, value: ValueType) -> Self {
-        Self { shader, value, result: value, tile: Tile::SMALL }
+        Self { shader, value, result: value, tile: Tile::SMALL, cooperative: None }
     }
 
     /// Every permutation that an engine may compile.
@@ -135,15 +165,24 @@ impl Permutation {
         for &shader in Shader::ALL {
             for &value in shader.values() {
                 let results: &[ValueType] = match shader {
-                    Shader::Conv | Shader::ConvSum if value == ValueType::F16 => &ValueType::ALL,
+                    Shader::Conv | Shader::ConvCooperative | Shader::ConvSum if value == ValueType::F16 => {
+                        &ValueType::ALL
+                    }
                     _ => &[value],
                 };
                 let tiles: &[Tile] = match shader {
                     Shader::Conv | Shader::WinogradProduct => &Tile::ALL,
                     _ => &[Tile::SMALL],
                 };
+                let units: &[Option<Cooperative>] = match shader {
+                    Shader::ConvCooperative => &[Some(Cooperative::VULKAN), Some(Cooperative::METAL)],
+                    _ => &[None],
+                };
                 for &result in results {
-                    all.extend(tiles.iter().map(|&tile| Self { shader, value, result, tile }));
+                    for &tile in tiles {
+                        let of_unit = |&cooperative| Self { shader, value, result, tile, cooperative };
+                        all.extend(units.iter().map(of_unit));
+                    }
                 }
             }
         }
@@ -152,9 +191,10 @@ impl Permutation {
 
     /// Its name in error messages and debuggers.
     pub fn label(&self) -> String {
-        let Self { shader, value, result, tile } = self;
-        let name = shader.name();
-        format!("{name} {} {} {}x{}", value.name(), result.name(), 8 * tile.rows, 8 * tile.columns)
+        let Self { shader, value, result, tile, cooperative } = self;
+        let (rows, columns) =
+            cooperative.map_or((8 * tile.rows, 8 * tile.columns), |unit| (unit.tile(), unit.tile()));
+        format!("{} {} {} {rows}x{columns}", shader.name(), value.name(), result.name())
     }
 
     /// The whole WGSL module.
@@ -163,13 +203,25 @@ impl Permutation {
         if [self.value, self.result].contains(&ValueType::F16) {
             source += "enable f16;\n";
         }
-        let Tile { rows, columns, terms } = self.tile;
-        source += &format!(
-            "alias Value = {};\nalias Result = {};\nconst ROWS: u32 = {rows}u;\nconst COLUMNS: u32 = {columns}u;\n\
-             const TERMS: u32 = {terms}u;\n",
-            self.value.name(),
-            self.result.name(),
-        );
+        if self.cooperative.is_some() {
+            source += "enable wgpu_cooperative_matrix;\n";
+        }
+        source += &format!("alias Value = {};\nalias Result = {};\n", self.value.name(), self.result.name());
+        if let Some(Cooperative { size, pack, subgroup, terms }) = self.cooperative {
+            for (name, format, role) in [("Left", "f16", 'A'), ("Right", "f16", 'B'), ("Sums", "f32", 'C')] {
+                source += &format!("alias {name} = coop_mat{size}x{size}<{format}, {role}>;\n");
+            }
+            let packed = if pack == 1 { "f16".into() } else { format!("vec{pack}<f16>") };
+            source += &format!(
+                "alias Packed = {packed};\nconst PACK: u32 = {pack}u;\nconst SIZE: u32 = {size}u;\n\
+                 const SUBGROUP: u32 = {subgroup}u;\nconst TERMS: u32 = {terms}u;\n"
+            );
+        } else {
+            let Tile { rows, columns, terms } = self.tile;
+            source += &format!(
+                "const ROWS: u32 = {rows}u;\nconst COLUMNS: u32 = {columns}u;\nconst TERMS: u32 = {terms}u;\n"
+            );
+        }
         for line in self.shader.text().lines() {
             match line.strip_prefix("#import ") {
                 // A name that is not there is left for the compiler to complain about; the tests compile everything.
