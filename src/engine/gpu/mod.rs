@@ -14,6 +14,8 @@ mod network;
 mod norm;
 mod pipeline;
 pub mod shader;
+#[cfg(test)]
+mod tests;
 mod timing;
 mod vector;
 mod weights;

@@ -1,0 +1,187 @@
+//! What a host may rely on when things go wrong; on every adapter that is found, software ones too.
+
+use std::sync::Arc;
+
+use super::{GpuEngine, adapters};
+use crate::engine::{DeviceOptions, Engine, Inputs, Network, WeightCache};
+use crate::model::{MapWeights, UnetConfig};
+use crate::plan::{Plan, PlanOptions};
+use crate::{CancelToken, Control, Error};
+
+const SIDE: usize = 64;
+
+fn engines(options: &DeviceOptions) -> Vec<GpuEngine> {
+    let found: Vec<GpuEngine> =
+        adapters().into_iter().map(|adapter| GpuEngine::new(adapter, options).unwrap()).collect();
+    if found.is_empty() {
+        eprintln!("skipped: no GPU");
+    }
+    found
+}
+
+/// A small network with weights of no meaning.
+fn plan_and_weights() -> (Plan, MapWeights) {
+    let config = UnetConfig {
+        model_channels: 32,
+        channel_mult: vec![1, 2],
+        num_res_blocks: 1,
+        attention_ds: vec![2],
+        ..UnetConfig::mdm_paper()
+    };
+    let options = PlanOptions {
+        batch: 1,
+        height: SIDE,
+        width: SIDE,
+        timestep_slots: 1,
+        blocks: vec![2, 3],
+        image: false,
+        head: None,
+    };
+    let plan = Plan::new(&config, options).unwrap();
+    let mut weights = MapWeights::default();
+    for param in &plan.params {
+        let len = param.shape.iter().product::<usize>();
+        let fan = param.shape[1..].iter().product::<usize>() as f32;
+        let values = (0..len).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0) / fan.sqrt()).collect();
+        weights.insert(&param.name, &param.shape, values);
+    }
+    (plan, weights)
+}
+
+fn run(network: &mut dyn Network, control: &Control<'_>) -> crate::Result<Vec<f32>> {
+    let image: Vec<f32> = (0..SIDE * SIDE * 3).map(|i| (i as f32 * 0.37).sin()).collect();
+    let inputs = Inputs { images: &[&image], timesteps: &[&[50.0]], classes: &[] };
+    let mut all = Vec::new();
+    network.run(&inputs, control, &mut |_, values| {
+        all.extend_from_slice(values);
+        Ok(())
+    })?;
+    assert!(all.iter().all(|value| value.is_finite()));
+    Ok(all)
+}
+
+#[test]
+fn a_lost_device_is_an_error_and_the_next_call_opens_another() {
+    let (plan, weights) = plan_and_weights();
+    for engine in engines(&DeviceOptions::default()) {
+        let cache = WeightCache::default();
+        let mut network = engine.prepare(plan.clone(), &weights, &cache).unwrap();
+        let before = run(&mut *network, &Control::none()).unwrap();
+        engine.context().unwrap().device.destroy();
+        for _ in 0..2 {
+            assert!(matches!(run(&mut *network, &Control::none()), Err(Error::DeviceLost(_))));
+        }
+        // The same cache still refers to the weights of the device that is gone.
+        let mut network = engine.prepare(plan.clone(), &weights, &cache).unwrap();
+        assert_eq!(run(&mut *network, &Control::none()).unwrap(), before);
+    }
+}
+
+#[test]
+fn a_panic_in_the_driver_is_a_lost_device() {
+    for engine in engines(&DeviceOptions::default()) {
+        let context = engine.context().unwrap();
+        let result: crate::Result<()> = context.checked(|| panic!("as drivers do"));
+        let Err(Error::DeviceLost(reason)) = result else { panic!("{result:?}") };
+        assert!(reason.contains("as drivers do"), "{reason}");
+        assert!(context.is_lost());
+        assert!(!engine.context().unwrap().is_lost());
+    }
+}
+
+#[test]
+fn mistakes_of_the_engine_are_errors_of_the_device() {
+    for engine in engines(&DeviceOptions::default()) {
+        let context = engine.context().unwrap();
+        let result = context.checked(|| {
+            let buffer = context.buffer("test", 16, wgpu::BufferUsages::STORAGE)?;
+            // Not made to be mapped.
+            super::network::map(&context, &buffer.buffer).map(|_| ())
+        });
+        assert!(matches!(result, Err(Error::Device(_))), "{result:?}");
+    }
+}
+
+#[test]
+fn a_budget_is_kept() {
+    let (plan, weights) = plan_and_weights();
+    let options = DeviceOptions { memory: Some(1 << 20), ..DeviceOptions::default() };
+    for engine in engines(&options) {
+        let result = engine.prepare(plan.clone(), &weights, &WeightCache::default());
+        assert!(matches!(result, Err(Error::OutOfMemory(_))));
+        // All that was taken before it failed is given back.
+        assert_eq!(engine.context().unwrap().used.load(std::sync::atomic::Ordering::Relaxed), 0);
+    }
+}
+
+#[test]
+fn runs_stop_between_submissions_and_can_be_repeated() {
+    let (plan, weights) = plan_and_weights();
+    for engine in engines(&DeviceOptions::default()) {
+        let mut network = engine.prepare(plan.clone(), &weights, &WeightCache::default()).unwrap();
+        let whole = run(&mut *network, &Control::none()).unwrap();
+        let token = CancelToken::new();
+        let control = Control::none().with_cancel(&token);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                token.cancel();
+            });
+            // A device may be done before it is told.
+            match run(&mut *network, &control) {
+                Ok(values) => assert_eq!(values, whole),
+                Err(error) => assert!(matches!(error, Error::Cancelled), "{error}"),
+            }
+        });
+        assert!(matches!(run(&mut *network, &control), Err(Error::Cancelled)));
+        assert_eq!(run(&mut *network, &Control::none()).unwrap(), whole);
+    }
+}
+
+#[test]
+fn threads_share_a_device() {
+    let (plan, weights) = plan_and_weights();
+    for engine in engines(&DeviceOptions::default()) {
+        let (engine, cache) = (Arc::new(engine), WeightCache::default());
+        let results: Vec<Vec<f32>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut network = engine.prepare(plan.clone(), &weights, &cache).unwrap();
+                        run(&mut *network, &Control::none()).unwrap()
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+}
+
+#[test]
+fn compiled_shaders_are_kept_for_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let options =
+        DeviceOptions { pipeline_cache: Some(folder.path().join("new")), ..DeviceOptions::default() };
+    let (plan, weights) = plan_and_weights();
+    for engine in engines(&options) {
+        let mut results = Vec::new();
+        for _ in 0..2 {
+            engine.context().unwrap().give_up("the next one reads what this one kept");
+            let mut network = engine.prepare(plan.clone(), &weights, &WeightCache::default()).unwrap();
+            results.push(run(&mut *network, &Control::none()).unwrap());
+        }
+        assert_eq!(results[0], results[1]);
+        if engine.info.supports.contains(&"pipeline cache") {
+            let kept = std::fs::read_dir(folder.path().join("new")).unwrap().count();
+            assert!(kept > 0, "nothing is kept");
+            // A damaged file is as good as none.
+            for file in std::fs::read_dir(folder.path().join("new")).unwrap() {
+                std::fs::write(file.unwrap().path(), b"damaged").unwrap();
+            }
+            engine.context().unwrap().give_up("the next one reads what is damaged");
+            let mut network = engine.prepare(plan.clone(), &weights, &WeightCache::default()).unwrap();
+            assert_eq!(run(&mut *network, &Control::none()).unwrap(), results[0]);
+        }
+    }
+}
