@@ -10,6 +10,7 @@ pub mod control;
 pub mod engine;
 pub mod error;
 pub mod image;
+mod memory;
 pub mod model;
 pub mod plan;
 pub mod segment;

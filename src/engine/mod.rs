@@ -1,5 +1,6 @@
 //! Machines that execute a [`Plan`].
 
+pub(crate) mod canvas;
 mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
@@ -7,6 +8,8 @@ mod winograd;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+
+pub use canvas::{Canvas, CanvasPlace, CanvasShape};
 
 use crate::control::Control;
 use crate::model::WeightSource;
@@ -28,6 +31,11 @@ pub trait Engine: Send + Sync {
         weights: &dyn WeightSource,
         cache: &WeightCache,
     ) -> Result<Box<dyn Network>>;
+
+    /// Memory in which windows add up.
+    fn canvas(&self, shape: CanvasShape) -> Result<Box<dyn Canvas>> {
+        Ok(Box::new(canvas::HostCanvas::new(shape)?))
+    }
 }
 
 /// Packed parameters of one model on one engine. Clones share the content.
@@ -53,6 +61,21 @@ pub trait Network: Send {
         control: &Control<'_>,
         read: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()>;
+
+    /// Runs the plan once and adds its only output to `canvas`, the samples at `places`. It may return before all is
+    /// computed; [`Canvas::take`] waits.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and [`Error::Invalid`] where the output is not one window for each place.
+    fn run_onto(
+        &mut self,
+        inputs: &Inputs<'_>,
+        control: &Control<'_>,
+        canvas: &mut dyn Canvas,
+        places: &[CanvasPlace],
+    ) -> Result<()> {
+        self.run(inputs, control, &mut |_, values| canvas::blend_on_host(values, canvas, places))
+    }
 
     /// Seconds spent in each operation of the last run, in the plan's order; zeros where they are not
     /// [measured](Self::time_operations).

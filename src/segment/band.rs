@@ -1,8 +1,8 @@
 //! From blended probabilities at the model's scale to labels at the image's.
 
-use super::memory::{product, zeros};
 use super::rescale::{Filter, Resampler};
 use crate::Result;
+use crate::memory::{product, zeros};
 
 /// Values of probabilities that a band holds, unless a row has more.
 const BAND_VALUES: usize = 1 << 18;

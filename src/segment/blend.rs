@@ -1,120 +1,133 @@
 //! Overlapping windows become one image, a band at a time.
 
-use super::memory::{product, zeros};
 use super::window::{Importance, WindowGrid, WindowPosition};
-use crate::{Error, Result};
+use crate::engine::canvas::{Canvas, CanvasPlace, CanvasShape, HostCanvas, inside};
+use crate::engine::{Engine, Inputs, Network};
+use crate::{Control, Error, Result};
 
 /// Averages overlapping windows, weighted by [`Importance`]. It holds as many rows as a window has, however tall the image.
 pub struct Blender {
-    width: usize,
     height: usize,
-    channels: usize,
-    importance: Importance,
-    /// Rows of the image, row y at `y % held`: for each pixel the weighted sums of its channels and the sum of weights.
-    sums: Vec<f32>,
+    window: usize,
+    row_len: usize,
     held: usize,
+    canvas: Box<dyn Canvas>,
     /// Rows before this one were handed out.
     finished: usize,
-    row: Vec<f32>,
 }
 
+/// Is given finished rows `[width, channels]`, each once and in order.
+pub type Emit<'a> = dyn FnMut(&[f32]) -> Result<()> + 'a;
+
 impl Blender {
-    /// Blends windows of `grid` with `channels` values a pixel.
+    /// Blends windows of `grid` with `channels` values a pixel in the host's memory.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn new(grid: &WindowGrid, channels: usize) -> Result<Self> {
-        let held = grid.window().min(grid.height());
-        let len = product(&[held, grid.width(), channels + 1], "a band of blended windows")?;
-        Ok(Self {
-            width: grid.width(),
-            height: grid.height(),
-            channels,
-            importance: Importance::new(grid.window()),
-            sums: zeros(len, "a band of blended windows")?,
-            held,
-            finished: 0,
-            row: zeros(grid.width() * channels, "a blended row")?,
-        })
+        let shape = shape(grid, channels);
+        Ok(Self::with(grid, channels, Box::new(HostCanvas::new(shape)?)))
     }
 
-    /// Adds `values`, a window `[window, window, channels]`. The rows `[width, channels]` above it are handed to `emit`,
-    /// each once and in order.
+    /// The same where `engine` computes.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], and those of the device.
+    pub fn on(engine: &dyn Engine, grid: &WindowGrid, channels: usize) -> Result<Self> {
+        Ok(Self::with(grid, channels, engine.canvas(shape(grid, channels))?))
+    }
+
+    fn with(grid: &WindowGrid, channels: usize, canvas: Box<dyn Canvas>) -> Self {
+        let (height, window) = (grid.height(), grid.window());
+        let row_len = grid.width() * channels;
+        Self { height, window, row_len, held: window.min(height), canvas, finished: 0 }
+    }
+
+    /// Adds `values`, a window `[window, window, channels]`. The rows above it are handed to
+    /// `emit`.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a window that reaches above rows already handed out or below the image by more than padding;
-    /// errors of `emit`.
-    pub fn add(
+    /// errors of `emit` and of the device.
+    pub fn add(&mut self, position: WindowPosition, values: &[f32], emit: &mut Emit<'_>) -> Result<()> {
+        self.reach(position, emit)?;
+        self.canvas.add(values, CanvasPlace { top: position.top, left: position.left })
+    }
+
+    /// Runs `network` and adds its windows, whose upper left corners are `positions`; rows above them are handed to `emit`
+    /// as by [`add`](Self::add).
+    ///
+    /// # Errors
+    /// As `add`, and those of [`Network::run`].
+    pub fn add_run(
         &mut self,
-        position: WindowPosition,
-        values: &[f32],
-        emit: &mut dyn FnMut(&[f32]) -> Result<()>,
+        network: &mut dyn Network,
+        inputs: &Inputs<'_>,
+        control: &Control<'_>,
+        positions: &[WindowPosition],
+        emit: &mut Emit<'_>,
     ) -> Result<()> {
-        let window = self.importance.window();
-        if values.len() != window * window * self.channels {
-            return Err(Error::invalid("window", format!("{} values", values.len())));
+        // A batch may begin in one row of windows and end in the next, whose rows are not held before the first's are
+        // finished; it is added in one go only where all its rows fit.
+        let fits = |blender: &Self, position: &WindowPosition| {
+            let rows = inside(position.top, blender.window, blender.height);
+            rows.end <= blender.finished + blender.held
+        };
+        if let Some(first) = positions.first() {
+            self.reach(*first, emit)?;
         }
-        let rows = inside(position.top, window, self.height);
-        let columns = inside(position.left, window, self.width);
-        if rows.start < self.finished || rows.end > rows.start + self.held {
-            return Err(Error::invalid("window", format!("row {} comes too late", position.top)));
+        if positions.iter().all(|position| fits(self, position)) {
+            let places: Vec<CanvasPlace> = positions
+                .iter()
+                .map(|position| CanvasPlace { top: position.top, left: position.left })
+                .collect();
+            return network.run_onto(inputs, control, &mut *self.canvas, &places);
         }
-        self.emit_above(rows.start, emit)?;
-        for y in rows {
-            let in_window = offset(y, position.top);
-            let skipped = offset(columns.start, position.left);
-            let weights = self.importance.row(in_window).skip(skipped);
-            let values = values[(in_window * window + skipped) * self.channels..].chunks_exact(self.channels);
-            let stride = self.channels + 1;
-            let sums = &mut self.sums[(y % self.held * self.width + columns.start) * stride..];
-            for ((sums, values), weight) in
-                sums.chunks_exact_mut(stride).take(columns.len()).zip(values).zip(weights)
+        network.run(inputs, control, &mut |_, values| {
+            for (position, values) in
+                positions.iter().zip(values.chunks_exact(values.len() / positions.len()))
             {
-                for (sum, value) in sums.iter_mut().zip(values) {
-                    *sum += weight * value;
-                }
-                sums[self.channels] += weight;
+                self.add(*position, values, emit)?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Hands out what is left once the last window was added.
     ///
     /// # Errors
-    /// Those of `emit`.
-    pub fn finish(mut self, emit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    /// Those of `emit` and of the device.
+    pub fn finish(mut self, emit: &mut Emit<'_>) -> Result<()> {
         self.emit_above(self.height, emit)
     }
 
-    fn emit_above(&mut self, end: usize, emit: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        let stride = self.channels + 1;
-        while self.finished < end {
-            let sums =
-                &mut self.sums[self.finished % self.held * self.width * stride..][..self.width * stride];
-            for (out, sums) in self.row.chunks_exact_mut(self.channels).zip(sums.chunks_exact(stride)) {
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    // A pixel that no window covered has no weight; it becomes 0.
-                    *out = sum / sums[self.channels].max(f32::MIN_POSITIVE);
-                }
-            }
-            sums.fill(0.0);
-            self.finished += 1;
-            emit(&self.row)?;
+    /// Makes room for a window.
+    fn reach(&mut self, position: WindowPosition, emit: &mut Emit<'_>) -> Result<()> {
+        let rows = inside(position.top, self.window, self.height);
+        if rows.start < self.finished || rows.end > rows.start + self.held {
+            return Err(Error::invalid("window", format!("row {} comes too late", position.top)));
         }
-        Ok(())
+        self.emit_above(rows.start, emit)
+    }
+
+    fn emit_above(&mut self, end: usize, emit: &mut Emit<'_>) -> Result<()> {
+        let rows = self.finished..end.max(self.finished);
+        self.finished = rows.end;
+        let row_len = self.row_len;
+        self.canvas.take(rows, &mut |rows| rows.chunks_exact(row_len).try_for_each(&mut *emit))
     }
 }
 
-/// The part of a window's side that lies in the image.
-pub(super) fn inside(start: isize, window: usize, size: usize) -> std::ops::Range<usize> {
-    let end = start.saturating_add_unsigned(window).max(0).cast_unsigned().min(size);
-    start.max(0).cast_unsigned().min(end)..end
-}
-
-/// Where an image's row or column that a window covers lies in the window.
-pub(super) fn offset(pixel: usize, start: isize) -> usize {
-    (pixel as isize - start).cast_unsigned()
+fn shape(grid: &WindowGrid, channels: usize) -> CanvasShape {
+    let importance = Importance::new(grid.window());
+    CanvasShape {
+        height: grid.height(),
+        width: grid.width(),
+        channels,
+        held: grid.window().min(grid.height()),
+        bell: importance.bell().to_vec(),
+        least_weight: Importance::LEAST_WEIGHT,
+    }
 }
 
 #[cfg(test)]

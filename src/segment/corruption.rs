@@ -2,8 +2,8 @@
 
 use std::f64::consts::FRAC_PI_2;
 
-use super::memory::reserve;
 use super::noise::WindowNoise;
+use crate::memory::reserve;
 use crate::model::{Corruption, CorruptionKind, MaskRule, NoiseSchedule};
 use crate::{Error, Result};
 

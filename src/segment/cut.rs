@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::blend::{inside, offset};
-use super::memory::{product, zeros};
 use super::rescale::{Filter, Resampler};
 use super::window::{WindowGrid, WindowPosition};
+use crate::engine::canvas::{inside, offset};
 use crate::image::ImageSource;
+use crate::memory::{product, zeros};
 use crate::{Error, Result};
 
 /// Values that are read from a source at a time, if a row has fewer.

@@ -1,9 +1,9 @@
 //! What a backbone sees in an image: a pixel's features.
 
-use super::memory::{product, reserve};
 use super::sliding::{DEFAULT_BATCH, Scaled, Settings, SlidingNetwork};
 use super::window::WindowPosition;
 use crate::image::{ImageSource, ImageView};
+use crate::memory::{product, reserve};
 use crate::model::{FeatureConfig, Model};
 use crate::{Control, Device, Error, Result};
 

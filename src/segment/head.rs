@@ -1,6 +1,6 @@
 //! An ensemble of heads as the parameters of a plan.
 
-use super::memory::{product, zeros};
+use crate::memory::{product, zeros};
 use crate::model::{BatchNorm, Head, Linear, MapWeights};
 use crate::plan::{Combine, HEAD_PREFIX, HeadShape};
 use crate::{Error, Result};

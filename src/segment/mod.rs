@@ -10,7 +10,6 @@ pub mod corruption;
 mod cut;
 mod features;
 mod head;
-mod memory;
 mod noise;
 pub mod rescale;
 mod segmenter;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::memory::reserve;
+use crate::memory::reserve;
 use crate::{Error, Result};
 
 /// Scales closer to 1 than this are taken as 1: resampling would cost more detail than it brings agreement.

@@ -2,12 +2,12 @@
 
 use super::corruption::Corruptor;
 use super::cut::Cutter;
-use super::memory::{product, reserve, zeros};
 use super::noise::WindowNoise;
 use super::rescale::{Scaling, scale_between, scaled_side};
 use super::window::{WindowGrid, WindowPosition};
 use crate::engine::{Inputs, Network};
 use crate::image::ImageSource;
+use crate::memory::{product, reserve, zeros};
 use crate::model::{FeatureConfig, Layered, MapWeights, Metadata, Model, WeightSource};
 use crate::plan::{HEAD_PREFIX, HeadShape, Plan, PlanOptions};
 use crate::{Control, Device, Error, Result};

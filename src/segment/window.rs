@@ -131,6 +131,15 @@ impl Importance {
         Self { bell }
     }
 
+    /// The least weight of a pixel.
+    pub const LEAST_WEIGHT: f32 = LEAST_WEIGHT;
+
+    /// Weights along one side of a window. A pixel's weight is the product of its row's and its column's, at least
+    /// [`LEAST_WEIGHT`](Self::LEAST_WEIGHT).
+    pub fn bell(&self) -> &[f32] {
+        &self.bell
+    }
+
     /// Side of the window.
     pub fn window(&self) -> usize {
         self.bell.len()

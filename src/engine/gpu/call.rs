@@ -28,13 +28,16 @@ pub(crate) enum Binding {
     Scratch { start: usize, len: usize },
 }
 
+/// What is bound, by the shader's numbers.
+pub(crate) type Bindings = Vec<(u32, Binding)>;
+
 /// One dispatch of a shader.
 pub(crate) struct Call {
     pub(crate) permutation: Permutation,
     /// The words of the shader's `Params`, in their order.
     pub(crate) params: Vec<u32>,
     /// What is not named is bound to nothing in particular.
-    pub(crate) bindings: Vec<(u32, Binding)>,
+    pub(crate) bindings: Bindings,
     pub(crate) workgroups: u32,
     /// Multiplications, roughly.
     pub(crate) work: f64,

@@ -1,6 +1,6 @@
 //! Convolutions: products over gathered rows.
 
-use super::call::{Binding, Builder, Call, ENOUGH_WORKGROUPS, too_large, word, words};
+use super::call::{Binding, Bindings, Builder, Call, ENOUGH_WORKGROUPS, too_large, word, words};
 use super::shader::{Permutation, Shader, Tile, ValueType};
 use super::weights::Layout;
 use crate::plan::{Conv, Resample, Source};
@@ -105,7 +105,7 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
 }
 
 /// The words of the shaders' `Epilogue`, and what it reads.
-pub(super) fn epilogue(builder: &mut Builder<'_>, conv: &Conv) -> Result<(Vec<u32>, Vec<(u32, Binding)>)> {
+pub(super) fn epilogue(builder: &mut Builder<'_>, conv: &Conv) -> Result<(Vec<u32>, Bindings)> {
     let plan = builder.plan;
     let output = &plan.tensors[conv.output];
     let mut bindings = vec![(5, Binding::Vectors)];

@@ -6,6 +6,7 @@
 mod adapter;
 mod attention;
 mod call;
+mod canvas;
 mod context;
 mod conv;
 mod head;
@@ -14,6 +15,7 @@ mod network;
 mod norm;
 mod pipeline;
 pub mod shader;
+mod submit;
 #[cfg(test)]
 mod tests;
 mod timing;
@@ -30,7 +32,8 @@ use context::Context;
 use shader::ValueType;
 pub(crate) use weights::DeviceWeights;
 
-use super::{DeviceInfo, DeviceOptions, Engine, Network, Precision, WeightCache};
+use super::canvas::HostCanvas;
+use super::{Canvas, CanvasShape, DeviceInfo, DeviceOptions, Engine, Network, Precision, WeightCache};
 use crate::model::WeightSource;
 use crate::plan::Plan;
 use crate::{Error, Result};
@@ -102,6 +105,16 @@ impl Engine for GpuEngine {
         let network =
             context.checked(|| network::GpuNetwork::new(context.clone(), plan, weights, &mut known))?;
         Ok(Box::new(network))
+    }
+
+    fn canvas(&self, shape: CanvasShape) -> Result<Box<dyn Canvas>> {
+        let context = self.context()?;
+        match context.checked(|| canvas::GpuCanvas::new(context.clone(), shape.clone())) {
+            Ok(canvas) => Ok(Box::new(canvas)),
+            // A wide image's band may be more than a device binds; the host has room for it.
+            Err(Error::OutOfMemory(_)) => Ok(Box::new(HostCanvas::new(shape)?)),
+            Err(other) => Err(other),
+        }
     }
 }
 

@@ -1,27 +1,19 @@
 //! Prepares and runs a plan on a device.
 
-use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::sync::Arc;
 
-use super::call::{ALIGNMENT, Binding, Builder, Call, Place, too_large, word};
-use super::context::{Context, GRID_WIDTH, Memory, PATIENCE};
-use super::pipeline::Pipeline;
+use super::call::{ALIGNMENT, Binding, Builder, Call, Place, word};
+use super::canvas::GpuCanvas;
+use super::context::{Context, Memory};
 use super::shader::{BindingKind, ValueType};
+use super::submit::{Bound, Dispatch, Encoder, Submitted, map};
 use super::timing::Timing;
 use super::weights::{DeviceWeights, decode, write};
+use crate::Result;
 use crate::control::Control;
-use crate::engine::{Inputs, Network};
+use crate::engine::{Canvas, CanvasPlace, Inputs, Network, canvas};
 use crate::model::WeightSource;
 use crate::plan::{Op, Plan, TensorId, memory};
-use crate::{Error, Result};
-
-/// A call with everything it needs.
-struct Dispatch {
-    pipeline: Arc<Pipeline>,
-    bindings: wgpu::BindGroup,
-    workgroups: u32,
-    work: f64,
-}
 
 /// A result on its way to the host.
 struct Output {
@@ -45,6 +37,8 @@ pub(crate) struct GpuNetwork {
     vectors: Memory,
     staging: Memory,
     outputs: Vec<Output>,
+    /// What the device may still be working on.
+    pending: Option<Submitted>,
     timing: Option<Timing>,
     seconds: Vec<f64>,
     /// What bind groups refer to.
@@ -160,6 +154,7 @@ impl GpuNetwork {
             vectors,
             staging,
             outputs,
+            pending: None,
             timing: None,
             _memory: [scratch, params, first, second],
         })
@@ -195,30 +190,19 @@ impl GpuNetwork {
         }
     }
 
-    /// Encodes and submits everything in pieces that the device finishes soon.
-    fn compute(&mut self, control: &Control<'_>) -> Result<()> {
-        let context = &self.context;
-        let mut encoder = Encoder { context, pieces: Vec::new(), work: 0.0, previous: None };
+    /// Adds all operations.
+    fn encode<'a>(&'a self, encoder: &mut Encoder<'a>) -> Result<()> {
         for (index, dispatches) in self.steps.iter().enumerate() {
-            let own = self.timing.as_ref().map(|timing| timing.of_operation(index));
-            for (i, dispatch) in dispatches.iter().enumerate() {
-                let mut first = 0;
-                while first < dispatch.workgroups {
-                    if encoder.is_full() {
-                        encoder.submit(|_| ())?;
-                        control.check()?;
-                    }
-                    let left = dispatch.workgroups - first;
-                    let fitting = encoder.room() / (dispatch.work / f64::from(dispatch.workgroups));
-                    let count = (fitting as u32).clamp(1, left);
-                    let begins = i == 0 && first == 0;
-                    let ends = i + 1 == dispatches.len() && count == left;
-                    let timestamps = own.as_ref().and_then(|own| own.writes(begins, ends));
-                    encoder.push(Piece { dispatch, first, count, timestamps });
-                    first += count;
-                }
-            }
+            let timing = self.timing.as_ref().map(|timing| timing.of_operation(index));
+            encoder.operation(dispatches.iter(), timing.as_ref())?;
         }
+        Ok(())
+    }
+
+    /// Computes everything and copies the results to the staging buffer.
+    fn compute(&self, control: &Control<'_>, pending: Option<Submitted>) -> Result<()> {
+        let mut encoder = Encoder::new(&self.context, control, pending);
+        self.encode(&mut encoder)?;
         encoder.submit(|commands| {
             for output in &self.outputs {
                 let (from, start) = match self.places[output.tensor] {
@@ -233,7 +217,20 @@ impl GpuNetwork {
                 timing.resolve(commands);
             }
         })?;
-        encoder.finish()
+        encoder.wait()
+    }
+
+    /// The arena's bytes of the plan's only output, where that is f32.
+    fn exact_output(&self) -> Option<std::ops::Range<usize>> {
+        match self.outputs.as_slice() {
+            [Output { tensor, count, format: ValueType::F32, .. }]
+                if !matches!(self.places[*tensor], Place::Vector(_)) =>
+            {
+                let start = self.ranges[*tensor].start;
+                Some(start..start + 4 * count)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -253,7 +250,8 @@ impl Network for GpuNetwork {
         let context = self.context.clone();
         let results = context.checked(|| {
             self.give(inputs);
-            self.compute(control)?;
+            let pending = self.pending.take();
+            self.compute(control, pending)?;
             if let Some(timing) = &self.timing {
                 self.seconds = timing.read(&context, self.steps.len())?;
             }
@@ -274,6 +272,34 @@ impl Network for GpuNetwork {
         Ok(())
     }
 
+    fn run_onto(
+        &mut self,
+        inputs: &Inputs<'_>,
+        control: &Control<'_>,
+        canvas: &mut dyn Canvas,
+        places: &[CanvasPlace],
+    ) -> Result<()> {
+        let context = self.context.clone();
+        let own = canvas.as_any().downcast_mut::<GpuCanvas>().filter(|canvas| canvas.is_on(&context));
+        let (Some(canvas), Some(output)) = (own, self.exact_output()) else {
+            return self.run(inputs, control, &mut |_, values| canvas::blend_on_host(values, canvas, places));
+        };
+        inputs.check(&self.plan)?;
+        control.check()?;
+        let pending = context.checked(|| {
+            self.give(inputs);
+            let pending = self.pending.take();
+            let blend = canvas.blend((&self.arena, output), places)?;
+            let mut encoder = Encoder::new(&context, control, pending);
+            self.encode(&mut encoder)?;
+            encoder.operation(blend.iter(), None)?;
+            encoder.submit(|_| ())?;
+            Ok(encoder.leave())
+        })?;
+        self.pending = pending;
+        Ok(())
+    }
+
     fn op_seconds(&self) -> &[f64] {
         &self.seconds
     }
@@ -291,97 +317,6 @@ impl Network for GpuNetwork {
     }
 }
 
-/// The content of a buffer whose submissions are done.
-pub(super) fn map(context: &Context, buffer: &wgpu::Buffer) -> Result<wgpu::BufferView> {
-    let (sender, receiver) = mpsc::channel();
-    buffer.map_async(wgpu::MapMode::Read, .., move |result| {
-        // Nobody listens any more once waiting has failed.
-        let _ = sender.send(result);
-    });
-    context.wait(None, Instant::now(), 0.0)?;
-    let failed = |reason: String| Error::DeviceLost(format!("its memory could not be read: {reason}"));
-    // Another thread that polls may be the one that is told.
-    receiver
-        .recv_timeout(PATIENCE)
-        .map_err(|error| failed(error.to_string()))?
-        .map_err(|error| failed(error.to_string()))?;
-    buffer.get_mapped_range(..).map_err(|error| failed(error.to_string()))
-}
-
-/// A part of a dispatch.
-struct Piece<'a> {
-    dispatch: &'a Dispatch,
-    first: u32,
-    count: u32,
-    timestamps: Option<wgpu::ComputePassTimestampWrites<'a>>,
-}
-
-/// Commands on their way to the device.
-struct Encoder<'a> {
-    context: &'a Context,
-    pieces: Vec<Piece<'a>>,
-    /// Multiplications of the pieces.
-    work: f64,
-    /// The last submission, when the device could begin it, and its work.
-    previous: Option<(wgpu::SubmissionIndex, Instant, f64)>,
-}
-
-impl<'a> Encoder<'a> {
-    fn room(&self) -> f64 {
-        self.context.submission_work() - self.work
-    }
-
-    fn is_full(&self) -> bool {
-        self.work > 0.0 && self.room() <= 0.0
-    }
-
-    fn push(&mut self, piece: Piece<'a>) {
-        self.work += piece.dispatch.work * f64::from(piece.count) / f64::from(piece.dispatch.workgroups);
-        self.pieces.push(piece);
-    }
-
-    /// Hands over the pieces and what `last` adds, and waits for what was handed over before, so that the device always has
-    /// something to do.
-    fn submit(&mut self, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<()> {
-        let mut encoder = self.context.device.create_command_encoder(&Default::default());
-        let mut pieces = std::mem::take(&mut self.pieces).into_iter().peekable();
-        while let Some(mut piece) = pieces.next() {
-            // A pass has timestamps at its ends only; what needs none shares one.
-            let alone = piece.timestamps.is_some();
-            let descriptor =
-                wgpu::ComputePassDescriptor { label: None, timestamp_writes: piece.timestamps.take() };
-            let mut pass = encoder.begin_compute_pass(&descriptor);
-            loop {
-                let Piece { dispatch, first, count, .. } = piece;
-                pass.set_pipeline(&dispatch.pipeline.pipeline);
-                pass.set_bind_group(0, &dispatch.bindings, &[]);
-                pass.set_immediates(0, bytemuck::cast_slice(&[first, first + count]));
-                pass.dispatch_workgroups(count.min(GRID_WIDTH), count.div_ceil(GRID_WIDTH), 1);
-                match pieces.next_if(|next| !alone && next.timestamps.is_none()) {
-                    Some(next) => piece = next,
-                    None => break,
-                }
-            }
-        }
-        last(&mut encoder);
-        let submission = self.context.queue.submit([encoder.finish()]);
-        let mut began = Instant::now();
-        if self.previous.is_some() {
-            self.finish()?;
-            began = Instant::now();
-        }
-        self.previous = Some((submission, began, std::mem::take(&mut self.work)));
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Result<()> {
-        match self.previous.take() {
-            Some((submission, began, work)) => self.context.wait(Some(submission), began, work),
-            None => Ok(()),
-        }
-    }
-}
-
 /// What calls can be bound to.
 struct Bindable<'a> {
     context: &'a Context,
@@ -396,48 +331,21 @@ struct Bindable<'a> {
 
 impl Bindable<'_> {
     fn dispatch(&self, call: Call, params: std::ops::Range<usize>) -> Result<Dispatch> {
-        let pipeline = self.context.pipelines.get(call.permutation)?;
-        let mut entries = Vec::with_capacity(pipeline.bindings.len());
-        for &(number, kind) in &pipeline.bindings {
-            let bound = call.bindings.iter().find(|(own, _)| *own == number).map(|(_, binding)| binding);
-            let (buffer, start, len) = match (kind, bound) {
-                (BindingKind::Uniform, _) => (&self.params.buffer, params.start, params.len()),
-                (BindingKind::Read, None) => (&self.nothing[0].buffer, 0, 16),
-                (BindingKind::ReadWrite, None) => (&self.nothing[1].buffer, 0, 16),
+        let Call { permutation, bindings, workgroups, work, .. } = call;
+        Dispatch::new(self.context, permutation, workgroups, work, |number, kind| {
+            let bound = bindings.iter().find(|(own, _)| *own == number).map(|(_, binding)| binding);
+            match (kind, bound) {
+                (BindingKind::Uniform, _) => Bound::part(self.params, params.start, params.len()),
+                (BindingKind::Read, None) => Bound::whole(&self.nothing[0]),
+                (BindingKind::ReadWrite, None) => Bound::whole(&self.nothing[1]),
                 (_, Some(Binding::Map(id))) => {
-                    (&self.arena.buffer, self.ranges[*id].start, self.ranges[*id].len())
+                    Bound::part(self.arena, self.ranges[*id].start, self.ranges[*id].len())
                 }
-                (_, Some(Binding::Vectors)) => (&self.vectors.buffer, 0, self.vectors.size() as usize),
-                (_, Some(Binding::Weights(memory))) => (&memory.buffer, 0, memory.size() as usize),
-                (_, Some(Binding::Scratch { start, len })) => (&self.scratch.buffer, *start, *len),
-            };
-            let len = len.next_multiple_of(4) as u64;
-            let most = self.context.limits.max_storage_buffer_binding_size;
-            if len > most {
-                return Err(Error::OutOfMemory(format!(
-                    "a map takes {} MiB, the device binds {} MiB at a time; use smaller batches or windows",
-                    len >> 20,
-                    most >> 20
-                )));
+                (_, Some(Binding::Vectors)) => Bound::whole(self.vectors),
+                (_, Some(Binding::Weights(memory))) => Bound::whole(memory),
+                (_, Some(Binding::Scratch { start, len })) => Bound::part(self.scratch, *start, *len),
             }
-            entries.push(wgpu::BindGroupEntry {
-                binding: number,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer,
-                    offset: start as u64,
-                    size: std::num::NonZeroU64::new(len),
-                }),
-            });
-        }
-        let bindings = self.context.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
-        if call.workgroups / GRID_WIDTH >= self.context.limits.max_compute_workgroups_per_dimension {
-            return Err(too_large("an operation"));
-        }
-        Ok(Dispatch { pipeline, bindings, workgroups: call.workgroups, work: call.work.max(1.0) })
+        })
     }
 }
 

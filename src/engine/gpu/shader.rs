@@ -101,6 +101,8 @@ macro_rules! shaders {
 
 shaders! {
     Attention "attention",
+    Blend "blend",
+    BlendRows "blend_rows",
     Conv "conv",
     ConvCooperative "conv_cooperative",
     ConvSum "conv_sum",
@@ -122,7 +124,11 @@ impl Shader {
     /// The formats that it is used with.
     fn values(self) -> &'static [ValueType] {
         match self {
-            Self::WinogradInput | Self::WinogradOutput | Self::WinogradProduct => &[ValueType::F32],
+            Self::Blend
+            | Self::BlendRows
+            | Self::WinogradInput
+            | Self::WinogradOutput
+            | Self::WinogradProduct => &[ValueType::F32],
             Self::ConvCooperative => &[ValueType::F16],
             _ => &ValueType::ALL,
         }

@@ -96,7 +96,7 @@ fn mistakes_of_the_engine_are_errors_of_the_device() {
         let result = context.checked(|| {
             let buffer = context.buffer("test", 16, wgpu::BufferUsages::STORAGE)?;
             // Not made to be mapped.
-            super::network::map(&context, &buffer.buffer).map(|_| ())
+            super::submit::map(&context, &buffer.buffer).map(|_| ())
         });
         assert!(matches!(result, Err(Error::Device(_))), "{result:?}");
     }

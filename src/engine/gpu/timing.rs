@@ -1,7 +1,7 @@
 //! How long each operation takes, by the device's own clock.
 
 use super::context::{Context, Memory};
-use super::network::map;
+use super::submit::map;
 use crate::Result;
 
 /// A pair of timestamps for each operation.
@@ -13,7 +13,7 @@ pub(super) struct Timing {
 }
 
 /// The timestamps of one operation.
-pub(super) struct OperationTiming<'a> {
+pub(crate) struct OperationTiming<'a> {
     queries: &'a wgpu::QuerySet,
     first: u32,
 }
