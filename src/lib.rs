@@ -4,9 +4,10 @@
 //! arXiv 2308.05695) is a UNet that restores images from which patches were masked. The activations of its decoder
 //! describe every pixel of an image; a small MLP head, trained on the labels of a few images, turns them into classes.
 //!
-//! Data goes one way: image → window → corruption → [`plan`] on an [`engine`] → head → blending → label image.
+//! Data goes one way: image → window → [`plan`] on an [`engine`] (corruption → UNet → head) → blending → label image.
 
 pub mod control;
+pub mod corruption;
 pub mod engine;
 pub mod error;
 pub mod image;

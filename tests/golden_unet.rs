@@ -40,6 +40,7 @@ fn check(golden: &Golden, device: &Device, set: &str, tolerance: f64) {
         height,
         width,
         timestep_slots: 1,
+        corruption: None,
         blocks: (0..config.decoder_blocks()).collect(),
         image: true,
         head: None,
@@ -47,7 +48,7 @@ fn check(golden: &Golden, device: &Device, set: &str, tolerance: f64) {
     let plan = Plan::new(&config, options.clone()).unwrap();
     let weights = Seeded::new(&plan, golden.salt());
     let mut network = device.engine().prepare(plan.clone(), &weights, &WeightCache::default()).unwrap();
-    let inputs = Inputs { images: &[&x], timesteps: &[&timesteps], classes: &classes };
+    let inputs = Inputs { images: &[&x], timesteps: &[&timesteps], classes: &classes, noise: &[] };
     let mut outputs = Vec::new();
     network
         .run(&inputs, &Control::none(), &mut |_, values| {

@@ -64,6 +64,7 @@ fn needed(config: &UnetConfig) -> BTreeMap<String, Vec<usize>> {
         height: size,
         width: size,
         timestep_slots: 1,
+        corruption: None,
         blocks: (0..config.decoder_blocks()).collect(),
         image: true,
         head: None,

@@ -7,12 +7,14 @@
 
 mod support;
 
+use mdm::corruption::NoiseKey;
 use mdm::engine::{Inputs, Precision, WeightCache};
 use mdm::model::{MapWeights, UnetConfig};
 use mdm::plan::{Combine, Conv, HeadShape, Norm, Op, Param, Plan, Resample, Source, TensorId, TensorInfo};
 use mdm::{Control, Device};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
+use support::noise::{normal, uniform};
 use support::{gpus, image};
 
 /// Builds a plan of one operation together with its inputs and parameters.
@@ -23,6 +25,7 @@ struct Problem {
     given: Vec<(TensorId, Vec<f32>)>,
     params: Vec<Param>,
     weights: MapWeights,
+    noise: Vec<NoiseKey>,
 }
 
 impl Problem {
@@ -34,6 +37,7 @@ impl Problem {
             given: Vec::new(),
             params: Vec::new(),
             weights: MapWeights::default(),
+            noise: Vec::new(),
         }
     }
 
@@ -59,6 +63,13 @@ impl Problem {
         (self.params.len() - 1, values.into_iter().map(f64::from).collect())
     }
 
+    /// A noise key for each sample.
+    fn draw_noise(&mut self, seed: u64) {
+        let sample = 0..self.batch as i32;
+        let keys = sample.map(|i| NoiseKey { seed: seed + i as u64 / 2, top: -7 * (i % 2), left: 204 * i });
+        self.noise = keys.collect();
+    }
+
     fn values(&self, id: TensorId) -> Map {
         let (_, values) = self.given.iter().find(|(given, _)| *given == id).unwrap();
         let TensorInfo { height, width, channels, .. } = self.tensors[id];
@@ -73,7 +84,7 @@ impl Problem {
         let plan = Plan::assemble(self.config, self.batch, self.tensors, self.params, vec![op], ids, outputs)
             .unwrap();
         let images: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-        let inputs = Inputs { images: &images, timesteps: &[], classes: &[] };
+        let inputs = Inputs { images: &images, timesteps: &[], classes: &[], noise: &self.noise };
         let run = |device: &Device| {
             let cache = WeightCache::default();
             let mut network = device.engine().prepare(plan.clone(), &self.weights, &cache).unwrap();
@@ -95,6 +106,10 @@ impl Problem {
             let set = one.info().instruction_set;
             assert!(error < tolerance, "{set}: relative error {error:.2e} in {:?}", plan.ops[0]);
             assert_eq!(result, run(&three), "{set}: threads change the result of {:?}", plan.ops[0]);
+        }
+        if plan.reads_noise() {
+            // GPUs do not corrupt images.
+            return;
         }
         for (name, precision, device) in gpus() {
             let error = error(&run(device), &expected);
@@ -317,6 +332,55 @@ proptest! {
     #[test]
     fn convolution(shape in conv_shapes(false)) {
         check_conv(&shape);
+    }
+
+    #[test]
+    fn mask(
+        batch in 1usize..4, height in 1usize..40, width in 1usize..40, channels in 1usize..5, patch in 1usize..12,
+        share in 0f64..=1.0, timestep in 0u32..1001, seed in any::<u32>()
+    ) {
+        let mut problem = Problem::new(batch);
+        let image = problem.input(height, width, channels);
+        problem.draw_noise(u64::from(seed) << 16);
+        let (rows, columns) = (height.div_ceil(patch), width.div_ceil(patch));
+        let patches = rows * columns;
+        let hidden = (share * patches as f64).round() as usize;
+        let mut expected = problem.values(image).values;
+        for sample in 0..batch {
+            let noise: Vec<f64> = (0..patches).map(|i| uniform(problem.noise[sample], timestep, i)).collect();
+            for i in 0..patches {
+                let larger = (0..patches).filter(|&j| noise[j] > noise[i] || (noise[j] == noise[i] && j > i));
+                if larger.count() >= hidden {
+                    continue;
+                }
+                for (y, x) in (0..patch * patch).map(|p| (i / columns * patch + p / patch, i % columns * patch + p % patch)) {
+                    if y < height && x < width {
+                        expected[((sample * height + y) * width + x) * channels..][..channels].fill(0.0);
+                    }
+                }
+            }
+        }
+        let output = problem.tensor(height, width, channels);
+        problem.check(Op::Mask { image, patch, hidden, timestep, output }, &expected, 1e-9);
+    }
+
+    #[test]
+    fn added_noise(
+        batch in 1usize..4, height in 1usize..40, width in 1usize..40, channels in 1usize..5,
+        signal in 0f32..1.0, timestep in 0u32..1000, seed in any::<u32>()
+    ) {
+        let mut problem = Problem::new(batch);
+        let image = problem.input(height, width, channels);
+        problem.draw_noise(u64::from(seed) << 16);
+        let spread = (1.0 - signal * signal).sqrt();
+        let mut expected = problem.values(image).values;
+        for (sample, values) in expected.chunks_exact_mut(height * width * channels).enumerate() {
+            for (i, value) in values.iter_mut().enumerate() {
+                *value = f64::from(signal) * *value + f64::from(spread) * normal(problem.noise[sample], timestep, i);
+            }
+        }
+        let output = problem.tensor(height, width, channels);
+        problem.check(Op::AddNoise { image, signal, spread, timestep, output }, &expected, 1e-6);
     }
 
     #[test]

@@ -244,6 +244,7 @@ fn run(case: &Case, heads: &[Head], shape: HeadShape) -> Vec<f32> {
         height: case.height,
         width: case.width,
         timestep_slots: 1,
+        corruption: None,
         blocks: (0..case.blocks.len()).collect(),
         image: false,
         head: Some(shape),
@@ -263,7 +264,7 @@ fn run(case: &Case, heads: &[Head], shape: HeadShape) -> Vec<f32> {
     let mut network = device.engine().prepare(plan, &weights, &WeightCache::default()).unwrap();
     let images: Vec<&[f32]> = case.blocks.iter().map(|block| block.data.as_slice()).collect();
     let mut result = Vec::new();
-    let inputs = Inputs { images: &images, timesteps: &[], classes: &[] };
+    let inputs = Inputs { images: &images, timesteps: &[], classes: &[], noise: &[] };
     network
         .run(&inputs, &Control::none(), &mut |_, values| {
             result.extend_from_slice(values);

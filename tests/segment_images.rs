@@ -85,6 +85,7 @@ fn model_of(metadata: Metadata, classes: usize) -> Result<Model> {
         height: WINDOW,
         width: WINDOW,
         timestep_slots: 1,
+        corruption: None,
         blocks: (0..metadata.unet.decoder_blocks()).collect(),
         image: false,
         head: None,

@@ -52,6 +52,8 @@ fn operation(plan: &Plan, op: &Op) -> OperationReport {
             ("moments".to_owned(), shape, None)
         }
         Op::NormCoefficients { .. } => ("norm coefficients".to_owned(), output.channels.to_string(), None),
+        Op::Mask { .. } => ("mask".to_owned(), format!("{size} {}", output.channels), None),
+        Op::AddNoise { .. } => ("noise".to_owned(), format!("{size} {}", output.channels), None),
         Op::Sinusoid { .. } => ("time embedding".to_owned(), output.channels.to_string(), None),
         Op::FeatureNorm { .. } => ("feature norm".to_owned(), String::new(), None),
     };
@@ -82,6 +84,7 @@ mod tests {
             height: 256,
             width: 256,
             timestep_slots: 1,
+            corruption: None,
             blocks: (8..=12).collect(),
             image: false,
             head: None,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 pub use canvas::{Canvas, CanvasPlace, CanvasShape};
 
 use crate::control::Control;
+use crate::corruption::NoiseKey;
 use crate::model::WeightSource;
 use crate::plan::Plan;
 use crate::{Error, Result};
@@ -95,12 +96,14 @@ pub trait Network: Send {
 /// What a network is fed.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
-    /// For each timestep slot `[batch, height, width, in_channels]`, values in [-1, 1], already corrupted.
+    /// `[batch, height, width, in_channels]` for each of [`Plan::images`], values in [-1, 1].
     pub images: &'a [&'a [f32]],
     /// For each timestep slot, one timestep a sample.
     pub timesteps: &'a [&'a [f32]],
     /// One class a sample for a class-conditional model, otherwise empty.
     pub classes: &'a [u32],
+    /// One key a sample for a plan that [corrupts its images](Plan::reads_noise), otherwise empty.
+    pub noise: &'a [NoiseKey],
 }
 
 impl Inputs<'_> {
@@ -114,7 +117,7 @@ impl Inputs<'_> {
                 Err(Error::invalid(what, format!("{got} given, the plan has {want}")))
             }
         };
-        wrong("image slots", self.images.len(), plan.images.len())?;
+        wrong("images", self.images.len(), plan.images.len())?;
         wrong("timestep slots", self.timesteps.len(), plan.timesteps.len())?;
         for (image, id) in self.images.iter().zip(&plan.images) {
             wrong("image values", image.len(), plan.tensors[*id].sample_len() * batch)?;
@@ -122,6 +125,7 @@ impl Inputs<'_> {
         for timesteps in self.timesteps {
             wrong("timesteps", timesteps.len(), batch)?;
         }
+        wrong("noise keys", self.noise.len(), if plan.reads_noise() { batch } else { 0 })?;
         match plan.config.num_classes {
             None => wrong("classes", self.classes.len(), 0),
             Some(count) => {

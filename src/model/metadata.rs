@@ -264,7 +264,11 @@ pub struct FeatureConfig {
 }
 
 impl Corruption {
-    fn validate(&self) -> Result<()> {
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if there are no timesteps, more than a million, or a patch has no pixels or more than a window can.
+    pub fn validate(&self) -> Result<()> {
         if self.timesteps == 0 || self.timesteps > 1_000_000 {
             return Err(Error::invalid("timesteps", format!("T = {} is not in 1..=1000000", self.timesteps)));
         }

@@ -6,7 +6,8 @@ use super::{
     Conv, HEAD_PREFIX, HeadShape, Norm, Op, Param, ParamId, Plan, Resample, Source, TensorId, TensorInfo,
     memory,
 };
-use crate::model::UnetConfig;
+use crate::corruption::{alphas_cumprod, hidden_patches, signal_and_spread};
+use crate::model::{Corruption, CorruptionKind, UnetConfig};
 use crate::{Error, Result};
 
 /// What a plan is to compute.
@@ -18,8 +19,10 @@ pub struct PlanOptions {
     pub height: usize,
     /// Columns of a window; likewise.
     pub width: usize,
-    /// Times that the network is run, each with an image and timesteps of its own.
+    /// Times that the network is run, each with timesteps of its own.
     pub timestep_slots: usize,
+    /// How each slot corrupts the images; nothing is done to them without it.
+    pub corruption: Option<CorruptionOptions>,
     /// Decoder blocks that are wanted, ascending.
     pub blocks: Vec<usize>,
     /// Whether the restored image is an output too. Nothing after the last block is computed without it.
@@ -30,6 +33,30 @@ pub struct PlanOptions {
     /// of [`UnetConfig::feature_groups`], slots outermost), `head.first.bias`, `head.second.weight`, `head.second.bias`,
     /// `head.third.weight` and `head.third.bias`, shaped as [`Op::Head`] says.
     pub head: Option<HeadShape>,
+}
+
+/// How a plan corrupts images before the network sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CorruptionOptions {
+    /// The forward process of the diffusion model.
+    pub process: Corruption,
+    /// How far it goes in each timestep slot. What the network is told are the [inputs'](crate::engine::Inputs) timesteps.
+    pub timesteps: Vec<u32>,
+}
+
+impl CorruptionOptions {
+    fn validate(&self, slots: usize) -> Result<()> {
+        self.process.validate()?;
+        if self.timesteps.len() != slots {
+            let reason = format!("{} are given for {slots} slots", self.timesteps.len());
+            return Err(Error::invalid("timesteps of the corruption", reason));
+        }
+        let last = self.process.last_timestep();
+        match self.timesteps.iter().find(|&&timestep| timestep > last) {
+            Some(timestep) => Err(Error::invalid("timestep", format!("{timestep} is not in 0..={last}"))),
+            None => Ok(()),
+        }
+    }
 }
 
 impl PlanOptions {
@@ -48,6 +75,9 @@ impl PlanOptions {
         }
         if self.timestep_slots == 0 || self.timestep_slots > 64 {
             return Err(Error::invalid("timesteps", format!("{} are not 1 to 64", self.timestep_slots)));
+        }
+        if let Some(corruption) = &self.corruption {
+            corruption.validate(self.timestep_slots)?;
         }
         if !self.blocks.is_sorted_by(|a, b| a < b) {
             return Err(Error::invalid("blocks", "must ascend"));
@@ -88,14 +118,25 @@ pub(super) fn build(config: &UnetConfig, options: PlanOptions) -> Result<Plan> {
         ops: Vec::new(),
         moments: HashMap::new(),
     };
-    let (mut images, mut timesteps, mut outputs, mut restored) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..options.timestep_slots {
-        let image = builder.tensor(options.height, options.width, config.in_channels);
+    let image = builder.tensor(options.height, options.width, config.in_channels);
+    let alphas_cumprod = options.corruption.as_ref().map_or_else(Vec::new, |corruption| {
+        let Corruption { kind, timesteps, .. } = corruption.process;
+        match kind {
+            CorruptionKind::Mask { .. } => Vec::new(),
+            CorruptionKind::Gaussian { schedule } => alphas_cumprod(schedule, timesteps),
+        }
+    });
+    let (mut timesteps, mut outputs, mut restored) = (Vec::new(), Vec::new(), Vec::new());
+    for slot in 0..options.timestep_slots {
         let timestep = builder.vector(1);
-        images.push(image);
         timesteps.push(timestep);
-        let (blocks, result) = builder.unet(image, timestep, &options);
+        let seen = match &options.corruption {
+            Some(CorruptionOptions { process, timesteps }) => {
+                builder.corrupt(image, process, &alphas_cumprod, timesteps[slot])
+            }
+            None => image,
+        };
+        let (blocks, result) = builder.unet(seen, timestep, &options);
         outputs.extend(blocks);
         restored.extend(result);
     }
@@ -105,9 +146,19 @@ pub(super) fn build(config: &UnetConfig, options: PlanOptions) -> Result<Plan> {
     outputs.extend(restored);
 
     let Builder { mut tensors, params, ops, .. } = builder;
-    let given: Vec<TensorId> = images.iter().chain(&timesteps).copied().collect();
+    let given: Vec<TensorId> = [image].iter().chain(&timesteps).copied().collect();
     let arena_len = memory::place(&mut tensors, &ops, options.batch, &given, &outputs)?;
-    Ok(Plan { config: config.clone(), options, tensors, params, ops, images, timesteps, outputs, arena_len })
+    Ok(Plan {
+        config: config.clone(),
+        options,
+        tensors,
+        params,
+        ops,
+        images: vec![image],
+        timesteps,
+        outputs,
+        arena_len,
+    })
 }
 
 struct Builder<'a> {
@@ -136,6 +187,29 @@ impl Builder<'_> {
             params.push(Param { name: name.clone(), shape: shape.to_vec() });
             params.len() - 1
         })
+    }
+
+    fn corrupt(
+        &mut self,
+        image: TensorId,
+        process: &Corruption,
+        alphas_cumprod: &[f64],
+        timestep: u32,
+    ) -> TensorId {
+        let TensorInfo { height, width, channels, .. } = self.tensors[image];
+        let output = self.tensor(height, width, channels);
+        self.ops.push(match process.kind {
+            CorruptionKind::Mask { patch, rule } => {
+                let patches = height.div_ceil(patch) * width.div_ceil(patch);
+                let hidden = hidden_patches(rule, timestep, process.timesteps, patches);
+                Op::Mask { image, patch, hidden, timestep, output }
+            }
+            CorruptionKind::Gaussian { .. } => {
+                let (signal, spread) = signal_and_spread(alphas_cumprod[timestep as usize]);
+                Op::AddNoise { image, signal, spread, timestep, output }
+            }
+        });
+        output
     }
 
     /// The decoder blocks that are wanted, and the restored image if it is.

@@ -78,6 +78,16 @@ impl Plan {
 
     fn fits(&self, op: &Op) -> bool {
         match op {
+            Op::Mask { image, patch, hidden, output, .. } => {
+                let (height, width, _) = self.shape(*output);
+                *patch > 0
+                    && self.shape(*image) == self.shape(*output)
+                    && height
+                        .div_ceil(*patch)
+                        .checked_mul(width.div_ceil(*patch))
+                        .is_some_and(|patches| *hidden <= patches && u32::try_from(patches).is_ok())
+            }
+            Op::AddNoise { image, output, .. } => self.shape(*image) == self.shape(*output),
             Op::Sinusoid { timesteps, output } => {
                 self.is_vector(*timesteps, 1) && self.is_vector(*output, self.shape(*output).2 / 2 * 2)
             }

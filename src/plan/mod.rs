@@ -9,7 +9,7 @@ mod builder;
 mod check;
 pub(crate) mod memory;
 
-pub use builder::PlanOptions;
+pub use builder::{CorruptionOptions, PlanOptions};
 
 use std::ops::Range;
 
@@ -112,8 +112,38 @@ pub struct Conv {
 }
 
 /// One step of the network.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Op {
+    /// Sets patches of an image to zero. One random number in [0, 1) is drawn for each patch, rows of patches one after another
+    /// ([`NoiseKey::uniform`](crate::corruption::NoiseKey::uniform)); those with the largest are hidden, the later of equals
+    /// first. Where the image is no multiple of the patch, patches at its lower and right borders are cut off and count like
+    /// whole ones.
+    Mask {
+        /// `[batch, h, w, c]`.
+        image: TensorId,
+        /// Side of a patch in pixels.
+        patch: usize,
+        /// How many patches are hidden.
+        hidden: usize,
+        /// Part of the random numbers' counter.
+        timestep: u32,
+        /// `[batch, h, w, c]`.
+        output: TensorId,
+    },
+    /// `signal * image + spread * noise`, with normal random numbers in the order of the image's values
+    /// ([`NoiseKey::normal`](crate::corruption::NoiseKey::normal)).
+    AddNoise {
+        /// `[batch, h, w, c]`.
+        image: TensorId,
+        /// Factor of the image.
+        signal: f32,
+        /// Standard deviation of the noise.
+        spread: f32,
+        /// Part of the random numbers' counter.
+        timestep: u32,
+        /// `[batch, h, w, c]`.
+        output: TensorId,
+    },
     /// Cosines, then sines, of `t * exp(-ln(10000) k / half)`.
     Sinusoid {
         /// `[batch, 1, 1, 1]`, the timesteps.
@@ -234,7 +264,7 @@ pub struct Plan {
     pub params: Vec<Param>,
     /// In the order of execution.
     pub ops: Vec<Op>,
-    /// The corrupted images, one tensor for each of the options' timestep slots.
+    /// What the caller gives beside timesteps, classes and noise: the windows, one tensor that all timestep slots share.
     pub images: Vec<TensorId>,
     /// The timesteps, one tensor for each slot.
     pub timesteps: Vec<TensorId>,
@@ -282,6 +312,7 @@ impl Plan {
             height: 1,
             width: 1,
             timestep_slots: 0,
+            corruption: None,
             blocks: Vec::new(),
             image: false,
             head: None,
@@ -297,6 +328,11 @@ impl Plan {
         self.arena_len * size_of::<f32>()
     }
 
+    /// Whether it corrupts its images, for which each sample needs a [`NoiseKey`](crate::corruption::NoiseKey).
+    pub fn reads_noise(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Mask { .. } | Op::AddNoise { .. }))
+    }
+
     /// The index of the parameter called `name`.
     pub fn param(&self, name: &str) -> Result<ParamId> {
         self.params
@@ -310,7 +346,9 @@ impl Op {
     /// The tensor it computes.
     pub fn output(&self) -> TensorId {
         match self {
-            Op::Sinusoid { output, .. }
+            Op::Mask { output, .. }
+            | Op::AddNoise { output, .. }
+            | Op::Sinusoid { output, .. }
             | Op::Linear { output, .. }
             | Op::Moments { output, .. }
             | Op::NormCoefficients { output, .. }
@@ -327,6 +365,7 @@ impl Op {
             source.parts.iter().copied().chain(source.norm.map(|norm| norm.coefficients)).collect()
         }
         match self {
+            Op::Mask { image, .. } | Op::AddNoise { image, .. } => vec![*image],
             Op::Sinusoid { timesteps, .. } => vec![*timesteps],
             Op::Linear { input, .. } | Op::Moments { input, .. } => vec![*input],
             Op::NormCoefficients { moments, scale_shift, .. } => {

@@ -1,15 +1,14 @@
 //! Runs a network on every window of an image.
 
-use super::corruption::Corruptor;
 use super::cut::Cutter;
-use super::noise::WindowNoise;
 use super::rescale::{Scaling, scale_between, scaled_side};
 use super::window::{WindowGrid, WindowPosition};
+use crate::corruption::NoiseKey;
 use crate::engine::{Inputs, Network};
 use crate::image::ImageSource;
 use crate::memory::{product, reserve, zeros};
 use crate::model::{FeatureConfig, Layered, MapWeights, Metadata, Model, WeightSource};
-use crate::plan::{HEAD_PREFIX, HeadShape, Plan, PlanOptions};
+use crate::plan::{CorruptionOptions, HEAD_PREFIX, HeadShape, Plan, PlanOptions};
 use crate::{Control, Device, Error, Result};
 
 /// Windows at a time where nobody says otherwise.
@@ -47,14 +46,16 @@ pub(super) struct SlidingNetwork {
     settings: Settings,
     window: usize,
     overlap: f64,
-    corruptor: Option<Corruptor>,
+    corrupt: bool,
     full: Option<Box<dyn Network>>,
     /// For the windows that are left over when an image's number of windows is no multiple of the batch.
     rest: Option<Box<dyn Network>>,
-    /// A batch of windows for each timestep.
-    images: Vec<Vec<f32>>,
+    /// A batch of windows.
+    images: Vec<f32>,
+    /// For each of the features' timesteps, one a window.
     timesteps: Vec<Vec<f32>>,
     classes: Vec<u32>,
+    noise: Vec<NoiseKey>,
 }
 
 impl SlidingNetwork {
@@ -82,7 +83,6 @@ impl SlidingNetwork {
                 format!("{asked} pixels; 1 to {} are possible", Metadata::LARGEST_WINDOW),
             ));
         }
-        let corruptor = Corruptor::new(&metadata.corruption)?;
         let corrupt = settings.corrupt.unwrap_or(metadata.corruption.corrupt_features);
         let window = asked.next_multiple_of(unet.deepest_downsampling());
         let overlap = settings.overlap.unwrap_or(metadata.overlap);
@@ -96,12 +96,13 @@ impl SlidingNetwork {
             head,
             window,
             overlap,
-            corruptor: corrupt.then_some(corruptor),
+            corrupt,
             full: None,
             rest: None,
-            images: vec![Vec::new(); slots],
+            images: Vec::new(),
             timesteps: vec![Vec::new(); slots],
             classes: Vec::new(),
+            noise: Vec::new(),
             settings,
         })
     }
@@ -152,16 +153,20 @@ impl SlidingNetwork {
             batch.clear();
             reserve(&mut batch, size, "windows of a batch")?;
             batch.extend(positions.by_ref().take(size));
-            self.fill(&mut cutter, &batch, window_len, channels)?;
+            self.fill(&mut cutter, &batch, window_len)?;
             control.check()?;
             self.prepare(size)?;
             let network = if size == self.settings.batch { &mut self.full } else { &mut self.rest };
             let Some(network) = network else {
                 return Err(Error::invalid("batch", "has no network"));
             };
-            let images: Vec<&[f32]> = self.images.iter().map(Vec::as_slice).collect();
             let timesteps: Vec<&[f32]> = self.timesteps.iter().map(Vec::as_slice).collect();
-            let inputs = Inputs { images: &images, timesteps: &timesteps, classes: &self.classes };
+            let inputs = Inputs {
+                images: &[&self.images],
+                timesteps: &timesteps,
+                classes: &self.classes,
+                noise: &self.noise,
+            };
             network.run(&inputs, &control.quiet(), &mut |output, values| read(&batch, output, values))?;
             done += size;
             control.report(done as u64, total as u64);
@@ -169,42 +174,31 @@ impl SlidingNetwork {
         Ok(())
     }
 
-    /// Cuts and corrupts a batch of windows into the network's inputs.
-    fn fill(
-        &mut self,
-        cutter: &mut Cutter<'_>,
-        batch: &[WindowPosition],
-        window_len: usize,
-        channels: usize,
-    ) -> Result<()> {
+    /// Cuts a batch of windows into the network's inputs.
+    fn fill(&mut self, cutter: &mut Cutter<'_>, batch: &[WindowPosition], window_len: usize) -> Result<()> {
         let len = product(&[batch.len(), window_len], "a batch of windows")?;
-        for (images, (timesteps, &timestep)) in
-            self.images.iter_mut().zip(self.timesteps.iter_mut().zip(&self.settings.features.timesteps))
-        {
-            if images.len() != len {
-                *images = zeros(len, "a batch of windows")?;
-            }
+        if self.images.len() != len {
+            self.images = zeros(len, "a batch of windows")?;
+        }
+        for (window, position) in self.images.chunks_exact_mut(window_len).zip(batch) {
+            cutter.cut(*position, window)?;
+        }
+        for (timesteps, &timestep) in self.timesteps.iter_mut().zip(&self.settings.features.timesteps) {
             timesteps.clear();
             timesteps.resize(batch.len(), timestep as f32);
         }
         let conditional = self.model.metadata().unet.num_classes.is_some();
         self.classes.clear();
         self.classes.resize(if conditional { batch.len() } else { 0 }, self.settings.class);
-        let size = (self.window, self.window);
-        for (sample, position) in batch.iter().enumerate() {
-            let range = sample * window_len..(sample + 1) * window_len;
-            let Some((first, others)) = self.images.split_first_mut() else { continue };
-            cutter.cut(*position, &mut first[range.clone()])?;
-            for other in others {
-                other[range.clone()].copy_from_slice(&first[range.clone()]);
-            }
-            let Some(corruptor) = &mut self.corruptor else { continue };
-            for (images, &timestep) in self.images.iter_mut().zip(&self.settings.features.timesteps) {
-                // Sides of images are at most 2^30.
-                let (top, left) = (position.top as i32, position.left as i32);
-                let noise = WindowNoise { seed: self.settings.seed, timestep, top, left };
-                corruptor.apply(&mut images[range.clone()], size, channels, &noise)?;
-            }
+        self.noise.clear();
+        if self.corrupt {
+            let seed = self.settings.seed;
+            // Sides of images are at most 2^30.
+            self.noise.extend(batch.iter().map(|position| NoiseKey {
+                seed,
+                top: position.top as i32,
+                left: position.left as i32,
+            }));
         }
         Ok(())
     }
@@ -218,16 +212,22 @@ impl SlidingNetwork {
         // Its memory is free before the new one's is taken.
         *slot = None;
         let backbone = self.model.backbone()?;
+        let Metadata { unet, corruption, .. } = self.model.metadata();
+        let timesteps = &self.settings.features.timesteps;
+        let corruption = self
+            .corrupt
+            .then(|| CorruptionOptions { process: corruption.clone(), timesteps: timesteps.clone() });
         let options = PlanOptions {
             batch: size,
             height: self.window,
             width: self.window,
-            timestep_slots: self.settings.features.timesteps.len(),
+            timestep_slots: timesteps.len(),
+            corruption,
             blocks: self.settings.features.blocks.clone(),
             image: false,
             head: self.head.as_ref().map(|(shape, _)| *shape),
         };
-        let plan = Plan::new(&self.model.metadata().unet, options)?;
+        let plan = Plan::new(unet, options)?;
         let layered;
         let weights: &dyn WeightSource = match &self.head {
             Some((_, head)) => {

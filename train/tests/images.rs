@@ -35,6 +35,7 @@ fn backbone(microns_per_pixel: Option<f64>) -> Model {
         height: WINDOW,
         width: WINDOW,
         timestep_slots: 1,
+        corruption: None,
         blocks: blocks.clone(),
         image: true,
         head: None,

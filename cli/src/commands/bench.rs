@@ -103,6 +103,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             height: arguments.window,
             width: arguments.window,
             timestep_slots: 1,
+            corruption: None,
             blocks: arguments.blocks.0.clone(),
             image: false,
             head: None,
@@ -155,7 +156,7 @@ fn time(network: &mut dyn Network, arguments: &Arguments) -> Result<Timing> {
     let values = plan.tensors[plan.images[0]].sample_len() * arguments.batch;
     let image: Vec<f32> = (0..values).map(|_| random.between(-1.0, 1.0)).collect();
     let timesteps = vec![50.0; arguments.batch];
-    let inputs = Inputs { images: &[&image], timesteps: &[&timesteps], classes: &[] };
+    let inputs = Inputs { images: &[&image], timesteps: &[&timesteps], classes: &[], noise: &[] };
     let mut seconds = Vec::with_capacity(arguments.runs);
     for run in 0..=arguments.runs {
         let mut checked = Ok(());

@@ -5,6 +5,7 @@
 mod attention;
 mod buffer;
 mod conv;
+mod corruption;
 mod head;
 mod network;
 mod norm;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::attention::Attention;
 use super::buffer::{Buffer, SharedMut};
 use super::conv::DirectConv;
+use super::corruption::{AddNoise, Mask};
 use super::head::{FeatureNorm, Head};
 use super::norm::{Moments, NormCoefficients};
 use super::pack::{Layout, PackedWeights};
@@ -93,6 +94,7 @@ impl Network for CpuNetwork {
             plan: &self.plan,
             arena: SharedMut::new(arena),
             classes: inputs.classes,
+            noise: inputs.noise,
             shared: SharedMut::new(self.shared.slice_mut()),
             private: &self.private,
         };
@@ -139,6 +141,12 @@ impl Builder<'_> {
     fn step(&mut self, op: &Op) -> Result<Box<dyn Step>> {
         let plan = self.plan;
         Ok(match op {
+            &Op::Mask { image, patch, hidden, timestep, output } => {
+                Box::new(Mask::new(image, patch, hidden, timestep, output, plan))
+            }
+            &Op::AddNoise { image, signal, spread, timestep, output } => {
+                Box::new(AddNoise { image, signal, spread, timestep, output })
+            }
             Op::Sinusoid { timesteps, output } => {
                 Box::new(Sinusoid { timesteps: *timesteps, output: *output })
             }

@@ -9,6 +9,7 @@ use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterato
 use super::buffer::{Buffer, SharedMut};
 use super::reader::{Map, Reader};
 use super::simd::{InstructionSet, Kernel};
+use crate::corruption::NoiseKey;
 use crate::plan::{Plan, Source, TensorId};
 
 /// An operation with its packed parameters.
@@ -37,6 +38,8 @@ pub(crate) struct Context<'a> {
     pub plan: &'a Plan,
     pub arena: SharedMut,
     pub classes: &'a [u32],
+    /// One a sample for a plan that reads noise.
+    pub noise: &'a [NoiseKey],
     pub shared: SharedMut,
     pub private: &'a [Mutex<Buffer>],
 }

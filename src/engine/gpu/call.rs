@@ -73,6 +73,9 @@ impl Builder<'_> {
     pub(crate) fn operation(&mut self, op: &Op) -> Result<(Vec<Call>, usize)> {
         self.scratch = 0;
         match op {
+            Op::Mask { .. } | Op::AddNoise { .. } => {
+                return Err(Error::Device("the GPU engine cannot corrupt images; use the CPU".into()));
+            }
             // Computed on the host, see `vector`.
             Op::Sinusoid { .. } => {}
             Op::Linear { .. } => super::vector::linear(self, op)?,

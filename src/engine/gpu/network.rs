@@ -365,7 +365,7 @@ fn places(plan: &Plan) -> Vec<Place> {
                 let norm = conv.source.norm.map(|norm| norm.coefficients);
                 norm.into_iter().chain(conv.sample_bias).for_each(&mut vector);
             }
-            Op::Attention { .. } => {}
+            Op::Mask { .. } | Op::AddNoise { .. } | Op::Attention { .. } => {}
             Op::Head { feature_norm, .. } => feature_norm.iter().copied().for_each(&mut vector),
         }
     }

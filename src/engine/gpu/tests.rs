@@ -33,6 +33,7 @@ fn plan_and_weights() -> (Plan, MapWeights) {
         height: SIDE,
         width: SIDE,
         timestep_slots: 1,
+        corruption: None,
         blocks: vec![2, 3],
         image: false,
         head: None,
@@ -50,7 +51,7 @@ fn plan_and_weights() -> (Plan, MapWeights) {
 
 fn run(network: &mut dyn Network, control: &Control<'_>) -> crate::Result<Vec<f32>> {
     let image: Vec<f32> = (0..SIDE * SIDE * 3).map(|i| (i as f32 * 0.37).sin()).collect();
-    let inputs = Inputs { images: &[&image], timesteps: &[&[50.0]], classes: &[] };
+    let inputs = Inputs { images: &[&image], timesteps: &[&[50.0]], classes: &[], noise: &[] };
     let mut all = Vec::new();
     network.run(&inputs, control, &mut |_, values| {
         all.extend_from_slice(values);

@@ -2,35 +2,37 @@
 
 use std::f64::consts::TAU;
 
-/// The random numbers of one window at one timestep: Philox 4x32-10 (Salmon et al. 2011) with the seed as its key and
-/// `[index, top, left, timestep]` as its counter. Nothing depends on the order or the batch in which windows are processed.
+/// What the random numbers of one window follow from: Philox 4x32-10 (Salmon et al. 2011) with the seed as its key and
+/// `[block, top, left, timestep]` as its counter, which gives a block of four numbers. Nothing depends on the order or the
+/// batch in which windows are processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WindowNoise {
+pub struct NoiseKey {
     /// The same seed gives the same numbers.
     pub seed: u64,
-    /// Timestep of the corruption.
-    pub timestep: u32,
     /// First row of the window in the scaled image.
     pub top: i32,
     /// First column of the window in the scaled image.
     pub left: i32,
 }
 
-impl WindowNoise {
-    /// Fills `out` with uniform numbers in [0, 1), multiples of 2^-24.
-    pub fn uniform(&self, out: &mut [f32]) {
+impl NoiseKey {
+    /// Fills `out` with uniform numbers in [0, 1), multiples of 2^-24: the upper 24 of each 32 random bits.
+    pub fn uniform(&self, timestep: u32, out: &mut [f32]) {
         for (index, out) in out.chunks_mut(4).enumerate() {
-            let values = self.block(index).map(|bits| (bits >> 8) as f32 / (1 << 24) as f32);
+            let values = self.block(timestep, index).map(|bits| (bits >> 8) as f32 / (1 << 24) as f32);
             out.copy_from_slice(&values[..out.len()]);
         }
     }
 
-    /// Fills `out` with normally distributed numbers of mean 0 and variance 1, by Box and Muller's transform.
-    pub fn normal(&self, out: &mut [f32]) {
+    /// Fills `out` with normally distributed numbers of mean 0 and variance 1, from block `first` of four numbers on.
+    ///
+    /// Box and Muller's transform turns two numbers of 32 random bits, `u` and `v` in units of 2^32 with half a unit added,
+    /// into `sqrt(-2 ln u)` times the cosine, then the sine, of `2 pi v`.
+    pub fn normal(&self, timestep: u32, first: usize, out: &mut [f32]) {
         // Never 0, whose logarithm is infinite.
         let unit = |bits: u32| (f64::from(bits) + 0.5) / 4_294_967_296.0;
         for (index, out) in out.chunks_mut(4).enumerate() {
-            let [a, b, c, d] = self.block(index).map(unit);
+            let [a, b, c, d] = self.block(timestep, first + index).map(unit);
             let mut values = [0.0; 4];
             for (pair, (u, v)) in values.chunks_exact_mut(2).zip([(a, b), (c, d)]) {
                 let radius = (-2.0 * u.ln()).sqrt();
@@ -41,9 +43,9 @@ impl WindowNoise {
     }
 
     /// Four numbers of 32 random bits. The index of a block is below 2^32 for every window that fits into memory.
-    fn block(&self, index: usize) -> [u32; 4] {
+    fn block(&self, timestep: u32, index: usize) -> [u32; 4] {
         philox(
-            [index as u32, self.top.cast_unsigned(), self.left.cast_unsigned(), self.timestep],
+            [index as u32, self.top.cast_unsigned(), self.left.cast_unsigned(), timestep],
             [self.seed as u32, (self.seed >> 32) as u32],
         )
     }
@@ -88,9 +90,9 @@ mod tests {
 
     #[test]
     fn normal_numbers_have_the_moments_of_a_normal_distribution() {
-        let noise = WindowNoise { seed: 7, timestep: 50, top: 204, left: -3 };
+        let key = NoiseKey { seed: 7, top: 204, left: -3 };
         let mut values = vec![0.0; 100_001];
-        noise.normal(&mut values);
+        key.normal(50, 0, &mut values);
         let count = values.len() as f64;
         let moment = |power| values.iter().map(|v| f64::from(*v).powi(power)).sum::<f64>() / count;
         for (power, want, tolerance) in [(1, 0.0, 0.02), (2, 1.0, 0.03), (3, 0.0, 0.05), (4, 3.0, 0.15)] {
@@ -99,20 +101,29 @@ mod tests {
     }
 
     #[test]
+    fn normal_numbers_start_at_any_block() {
+        let key = NoiseKey { seed: 7, top: 204, left: -3 };
+        let (mut all, mut end) = ([0.0; 30], [0.0; 18]);
+        key.normal(50, 0, &mut all);
+        key.normal(50, 3, &mut end);
+        assert_eq!(all[12..], end);
+    }
+
+    #[test]
     fn every_part_of_a_position_matters() {
-        let base = WindowNoise { seed: 7, timestep: 50, top: 204, left: 408 };
+        let base = NoiseKey { seed: 7, top: 204, left: 408 };
         let mut values = [0.0; 8];
-        base.uniform(&mut values);
-        for other in [
-            WindowNoise { seed: 8, ..base },
-            WindowNoise { seed: 7 + (1 << 32), ..base },
-            WindowNoise { timestep: 51, ..base },
-            WindowNoise { top: 205, ..base },
-            WindowNoise { left: 204, top: 408, ..base },
+        base.uniform(50, &mut values);
+        for (other, timestep) in [
+            (NoiseKey { seed: 8, ..base }, 50),
+            (NoiseKey { seed: 7 + (1 << 32), ..base }, 50),
+            (base, 51),
+            (NoiseKey { top: 205, ..base }, 50),
+            (NoiseKey { left: 204, top: 408, ..base }, 50),
         ] {
             let mut others = [0.0; 8];
-            other.uniform(&mut others);
-            assert_ne!(values, others, "{other:?}");
+            other.uniform(timestep, &mut others);
+            assert_ne!(values, others, "{other:?} {timestep}");
         }
     }
 }
