@@ -142,29 +142,22 @@ impl Features {
         let window = self.network.window();
         let normalise = self.network.features().normalise;
         let shapes = &self.shapes;
-        let mut pending: Vec<WindowFeatures> = Vec::new();
-        let mut arrived = 0;
-        let mut read = |batch: &[WindowPosition], output: usize, values: &[f32]| {
-            if arrived == 0 {
-                pending.extend(batch.iter().map(|position| WindowFeatures::empty(*position, window, shapes)));
-            }
-            let len = values.len() / batch.len();
-            for (features, values) in pending.iter_mut().zip(values.chunks_exact(len)) {
-                features.maps[output].fill(values)?;
-            }
-            arrived += 1;
-            if arrived == shapes.len() {
-                arrived = 0;
-                for mut features in pending.drain(..) {
-                    if normalise {
-                        features.set_norm();
-                    }
-                    visit(features)?;
+        self.network.run(source, &scaled, control, &mut |network, inputs, control, batch| {
+            let empty = |position: &WindowPosition| WindowFeatures::empty(*position, window, shapes);
+            let mut windows: Vec<WindowFeatures> = batch.iter().map(empty).collect();
+            network.run(inputs, control, &mut |output, values| {
+                let len = values.len() / batch.len();
+                let maps = windows.iter_mut().map(|features| &mut features.maps[output]);
+                maps.zip(values.chunks_exact(len)).try_for_each(|(map, values)| map.fill(values))
+            })?;
+            for mut features in windows {
+                if normalise {
+                    features.set_norm();
                 }
+                visit(features)?;
             }
             Ok(())
-        };
-        self.network.run(source, &scaled, control, &mut read)
+        })
     }
 }
 

@@ -195,8 +195,7 @@ impl Segmenter {
         let scaled = self.network.scaled(height, width, source.microns_per_pixel())?;
         let grid = self.network.grid(&scaled)?;
         let channels = self.content.classes + usize::from(self.content.uncertainty);
-        let window_len = product(&[grid.window(), grid.window(), channels], "a window's result")?;
-        let mut blender = Blender::new(&grid, channels)?;
+        let mut blender = Blender::on(self.network.device().engine(), &grid, channels)?;
         let mut writer = BandWriter::new(
             (scaled.height, scaled.width),
             (height, width),
@@ -204,11 +203,8 @@ impl Segmenter {
             self.content,
             sink,
         )?;
-        self.network.run(source, &scaled, control, &mut |batch, _, values| {
-            for (position, values) in batch.iter().zip(values.chunks_exact(window_len)) {
-                blender.add(*position, values, &mut |row| writer.push(row))?;
-            }
-            Ok(())
+        self.network.run(source, &scaled, control, &mut |network, inputs, control, batch| {
+            blender.add_run(network, inputs, control, batch, &mut |row| writer.push(row))
         })?;
         blender.finish(&mut |row| writer.push(row))?;
         writer.finish()?;

@@ -35,8 +35,9 @@ pub(super) struct Scaled {
     pub(super) scaling: Scaling,
 }
 
-/// Is given the positions of a batch of windows, and the index and content of one of the plan's outputs for it.
-pub(super) type ReadBatch<'a> = dyn FnMut(&[WindowPosition], usize, &[f32]) -> Result<()> + 'a;
+/// Is given the network and its inputs for a batch of windows, with their positions, and runs it.
+pub(super) type RunBatch<'a> =
+    dyn FnMut(&mut dyn Network, &Inputs<'_>, &Control<'_>, &[WindowPosition]) -> Result<()> + 'a;
 
 /// A network, and how images are given to it.
 pub(super) struct SlidingNetwork {
@@ -47,6 +48,8 @@ pub(super) struct SlidingNetwork {
     window: usize,
     overlap: f64,
     corrupt: bool,
+    /// Windows at a time.
+    batch: usize,
     full: Option<Box<dyn Network>>,
     /// For the windows that are left over when an image's number of windows is no multiple of the batch.
     rest: Option<Box<dyn Network>>,
@@ -97,6 +100,7 @@ impl SlidingNetwork {
             window,
             overlap,
             corrupt,
+            batch: settings.batch,
             full: None,
             rest: None,
             images: Vec::new(),
@@ -110,6 +114,10 @@ impl SlidingNetwork {
     /// Side of a window in scaled pixels.
     pub(super) fn window(&self) -> usize {
         self.window
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
     }
 
     pub(super) fn features(&self) -> &FeatureConfig {
@@ -129,14 +137,16 @@ impl SlidingNetwork {
         WindowGrid::new(scaled.height, scaled.width, self.window, self.overlap)
     }
 
-    /// Runs the network on all windows of `source`, whose size at the model's scale is `scaled`. `read` is called for
-    /// each batch and output; batches come row by row.
+    /// Has `run` run the network on all windows of `source`, whose size at the model's scale is `scaled`, batch by batch and
+    /// row by row.
+    ///
+    /// Where the device has no memory for a batch, smaller ones are tried.
     pub(super) fn run(
         &mut self,
         source: &mut dyn ImageSource,
         scaled: &Scaled,
         control: &Control<'_>,
-        read: &mut ReadBatch<'_>,
+        run: &mut RunBatch<'_>,
     ) -> Result<()> {
         control.check()?;
         let grid = self.grid(scaled)?;
@@ -149,14 +159,20 @@ impl SlidingNetwork {
         let mut batch = Vec::new();
         let mut done = 0;
         while done < total {
-            let size = self.settings.batch.min(total - done);
+            let size = self.batch.min(total - done);
+            match self.prepare(size) {
+                Err(Error::OutOfMemory(_)) if size > 1 => {
+                    self.batch = size.div_ceil(2);
+                    continue;
+                }
+                result => result?,
+            }
             batch.clear();
             reserve(&mut batch, size, "windows of a batch")?;
             batch.extend(positions.by_ref().take(size));
             self.fill(&mut cutter, &batch, window_len)?;
             control.check()?;
-            self.prepare(size)?;
-            let network = if size == self.settings.batch { &mut self.full } else { &mut self.rest };
+            let network = if size == self.batch { &mut self.full } else { &mut self.rest };
             let Some(network) = network else {
                 return Err(Error::invalid("batch", "has no network"));
             };
@@ -167,7 +183,13 @@ impl SlidingNetwork {
                 classes: &self.classes,
                 noise: &self.noise,
             };
-            network.run(&inputs, &control.quiet(), &mut |output, values| read(&batch, output, values))?;
+            if let Err(error) = run(&mut **network, &inputs, &control.quiet(), &batch) {
+                if matches!(error, Error::DeviceLost(_)) {
+                    // They went with the device; the next call makes others.
+                    (self.full, self.rest) = (None, None);
+                }
+                return Err(error);
+            }
             done += size;
             control.report(done as u64, total as u64);
         }
@@ -205,7 +227,7 @@ impl SlidingNetwork {
 
     /// Makes the network for batches of `size` windows unless it is there.
     fn prepare(&mut self, size: usize) -> Result<()> {
-        let slot = if size == self.settings.batch { &mut self.full } else { &mut self.rest };
+        let slot = if size == self.batch { &mut self.full } else { &mut self.rest };
         if slot.as_ref().is_some_and(|network| network.plan().options.batch == size) {
             return Ok(());
         }

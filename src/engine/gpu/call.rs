@@ -22,6 +22,8 @@ pub(crate) enum Binding {
     Map(TensorId),
     /// All vectors.
     Vectors,
+    /// The samples' noise keys, four words each: seed (low, high), top, left.
+    Keys,
     /// A parameter.
     Weights(Arc<Memory>),
     /// A part of the scratch memory, in bytes.
@@ -73,9 +75,8 @@ impl Builder<'_> {
     pub(crate) fn operation(&mut self, op: &Op) -> Result<(Vec<Call>, usize)> {
         self.scratch = 0;
         match op {
-            Op::Mask { .. } | Op::AddNoise { .. } => {
-                return Err(Error::Device("the GPU engine cannot corrupt images; use the CPU".into()));
-            }
+            Op::Mask { .. } => super::corruption::mask(self, op)?,
+            Op::AddNoise { .. } => super::corruption::add_noise(self, op)?,
             // Computed on the host, see `vector`.
             Op::Sinusoid { .. } => {}
             Op::Linear { .. } => super::vector::linear(self, op)?,

@@ -9,6 +9,7 @@ mod call;
 mod canvas;
 mod context;
 mod conv;
+mod corruption;
 mod head;
 mod memory;
 mod network;

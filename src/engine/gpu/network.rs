@@ -11,6 +11,7 @@ use super::timing::Timing;
 use super::weights::{DeviceWeights, decode, write};
 use crate::Result;
 use crate::control::Control;
+use crate::corruption::NoiseKey;
 use crate::engine::{Canvas, CanvasPlace, Inputs, Network, canvas};
 use crate::model::WeightSource;
 use crate::plan::{Op, Plan, TensorId, memory};
@@ -35,6 +36,7 @@ pub(crate) struct GpuNetwork {
     classes: usize,
     arena: Memory,
     vectors: Memory,
+    keys: Memory,
     staging: Memory,
     outputs: Vec<Output>,
     /// What the device may still be working on.
@@ -93,6 +95,7 @@ impl GpuNetwork {
         let storage = Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC;
         let arena = context.buffer("activations", arena_len as u64, storage)?;
         let vectors = context.buffer("vectors", 4 * vectors_len as u64, storage)?;
+        let keys = context.buffer("noise keys", 16 * batch as u64, Usage::STORAGE | Usage::COPY_DST)?;
         let scratch = context.buffer("scratch memory", scratch_len as u64, storage)?;
         let nothing =
             [context.buffer("nothing", 16, Usage::STORAGE)?, context.buffer("nothing", 16, Usage::STORAGE)?];
@@ -115,6 +118,7 @@ impl GpuNetwork {
             ranges: &ranges,
             arena: &arena,
             vectors: &vectors,
+            keys: &keys,
             scratch: &scratch,
             nothing: &nothing,
             params: &params,
@@ -152,6 +156,7 @@ impl GpuNetwork {
             classes,
             arena,
             vectors,
+            keys,
             staging,
             outputs,
             pending: None,
@@ -183,6 +188,10 @@ impl GpuNetwork {
                     to_vectors(at, &angles);
                 }
             }
+        }
+        let keys: Vec<u32> = inputs.noise.iter().flat_map(key_words).collect();
+        if !keys.is_empty() {
+            context.queue.write_buffer(&self.keys.buffer, 0, bytemuck::cast_slice(&keys));
         }
         let classes: Vec<f32> = inputs.classes.iter().map(|&class| class as f32).collect();
         if !classes.is_empty() {
@@ -323,6 +332,7 @@ struct Bindable<'a> {
     ranges: &'a [std::ops::Range<usize>],
     arena: &'a Memory,
     vectors: &'a Memory,
+    keys: &'a Memory,
     scratch: &'a Memory,
     /// One that is read, one that is written: a buffer cannot be both in one call.
     nothing: &'a [Memory; 2],
@@ -342,11 +352,17 @@ impl Bindable<'_> {
                     Bound::part(self.arena, self.ranges[*id].start, self.ranges[*id].len())
                 }
                 (_, Some(Binding::Vectors)) => Bound::whole(self.vectors),
+                (_, Some(Binding::Keys)) => Bound::whole(self.keys),
                 (_, Some(Binding::Weights(memory))) => Bound::whole(memory),
                 (_, Some(Binding::Scratch { start, len })) => Bound::part(self.scratch, *start, *len),
             }
         })
     }
+}
+
+/// A noise key as shaders read it.
+fn key_words(key: &NoiseKey) -> [u32; 4] {
+    [key.seed as u32, (key.seed >> 32) as u32, key.top.cast_unsigned(), key.left.cast_unsigned()]
 }
 
 /// Where each tensor lives, by how operations use it.

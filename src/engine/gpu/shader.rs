@@ -100,6 +100,7 @@ macro_rules! shaders {
 }
 
 shaders! {
+    AddNoise "add_noise",
     Attention "attention",
     Blend "blend",
     BlendRows "blend_rows",
@@ -110,11 +111,14 @@ shaders! {
     FeatureNormSum "feature_norm_sum",
     HeadCombine "head_combine",
     HeadLogits "head_logits",
+    HidePatches "hide_patches",
     Linear "linear",
+    Mask "mask",
     Moments "moments",
     MomentsSum "moments_sum",
     NormCoefficients "norm_coefficients",
     Normalise "normalise",
+    PatchNoise "patch_noise",
     WinogradInput "winograd_input",
     WinogradOutput "winograd_output",
     WinogradProduct "winograd_product",
@@ -126,6 +130,8 @@ impl Shader {
         match self {
             Self::Blend
             | Self::BlendRows
+            | Self::HidePatches
+            | Self::PatchNoise
             | Self::WinogradInput
             | Self::WinogradOutput
             | Self::WinogradProduct => &[ValueType::F32],
@@ -139,6 +145,7 @@ const SHARED: &[(&str, &str)] = &[
     ("activation", include_str!("../../../shaders/shared/activation.wgsl")),
     ("bilinear", include_str!("../../../shaders/shared/bilinear.wgsl")),
     ("epilogue", include_str!("../../../shaders/shared/epilogue.wgsl")),
+    ("philox", include_str!("../../../shaders/shared/philox.wgsl")),
     ("rows", include_str!("../../../shaders/shared/rows.wgsl")),
     ("split", include_str!("../../../shaders/shared/split.wgsl")),
     ("tile", include_str!("../../../shaders/shared/tile.wgsl")),
