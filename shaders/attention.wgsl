@@ -105,11 +105,8 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         }
 
         scores *= p.scale;
-        for (var j = 0u; j < 4u; j++) {
-            if first_key + lane + 4u * j >= p.pixels {
-                scores[j] = -3.0e38;
-            }
-        }
+        let keys = vec4(first_key + lane) + vec4(0u, 4u, 8u, 12u);
+        scores = select(scores, vec4(-3.0e38), keys >= vec4(p.pixels));
         reduced[thread] = max(max(scores.x, scores.y), max(scores.z, scores.w));
         workgroupBarrier();
         let tile_highest = max(max(reduced[query * 4u], reduced[query * 4u + 1u]), max(reduced[query * 4u + 2u], reduced[query * 4u + 3u]));

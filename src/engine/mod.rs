@@ -246,11 +246,10 @@ impl Device {
     /// [`Error::Device`] if the CPU engine cannot be started. A GPU whose driver fails is not listed.
     pub fn list() -> Result<Vec<DeviceInfo>> {
         #[cfg(feature = "gpu")]
-        let mut list: Vec<DeviceInfo> = gpu::adapters().into_iter().map(|adapter| adapter.info).collect();
+        let gpus = gpu::adapters().into_iter().map(|adapter| adapter.info);
         #[cfg(not(feature = "gpu"))]
-        let mut list = Vec::new();
-        list.push(Self::cpu(None)?.info().clone());
-        Ok(list)
+        let gpus = std::iter::empty();
+        Ok(gpus.chain([Self::cpu(None)?.info().clone()]).collect())
     }
 
     /// A device by the words of the command line: `auto`, `gpu`, `cpu`, a number or a name (or a part of one) from the

@@ -252,15 +252,18 @@ impl Permutation {
 
 /// What a shader declares at a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BindingKind {
+pub enum BindingKind {
+    /// A uniform buffer.
     Uniform,
+    /// A storage buffer that is only read.
     Read,
+    /// A storage buffer.
     ReadWrite,
 }
 
 /// The bindings that a module declares, read off its declarations, which are all of the form
 /// `@group(0) @binding(N) var<...>`.
-pub(crate) fn bindings(source: &str) -> Vec<(u32, BindingKind)> {
+pub fn bindings(source: &str) -> Vec<(u32, BindingKind)> {
     let mut found: Vec<(u32, BindingKind)> = source
         .lines()
         .filter_map(|line| {
