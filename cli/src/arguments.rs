@@ -7,25 +7,6 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use mdm::model::{FeatureConfig, Metadata};
 
-/// Where the work is done.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct DeviceArguments {
-    /// Device to compute on: "auto" or "cpu"; `mdm devices` lists them
-    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Computing")]
-    pub(crate) device: String,
-
-    /// Processor threads [default: one a core]
-    #[arg(long, value_name = "N", value_parser = positive, help_heading = "Computing")]
-    pub(crate) threads: Option<usize>,
-}
-
-impl DeviceArguments {
-    pub(crate) fn open(&self) -> crate::error::Result<mdm::Device> {
-        let options = mdm::DeviceOptions { threads: self.threads, ..Default::default() };
-        Ok(mdm::Device::select(&self.device, &options)?)
-    }
-}
-
 /// What a pixel's features are.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Method")]

@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod demo;
+mod device;
 mod error;
 mod files;
 mod images;

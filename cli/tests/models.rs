@@ -94,6 +94,9 @@ fn bench_reports_times_and_memory() {
         ["bench", "--width", "32", "--window", "64", "--device", "cpu", "--runs", "2", "--batch", "2"];
     let report = mdm(folder.path(), &[&arguments[..], &["--json"]].concat()).expect(0, &[]).json();
     let number = |key: &str| report[key].as_f64().unwrap_or(f64::NAN);
+    assert_eq!((&report["device"]["kind"], &report["device"]["precision"]), (&"CPU".into(), &"f32".into()));
+    assert!(report["fallback"].is_null() && report["ceilings"].is_null());
+    assert!(["open_ms", "prepare_ms", "first_run_ms"].iter().all(|key| number(key) > 0.0));
     assert!(number("median_ms") >= number("min_ms") && number("min_ms") > 0.0);
     assert!((number("windows_per_second") * number("median_ms") / 2000.0 - 1.0).abs() < 1e-6);
     if cfg!(target_os = "linux") {
@@ -109,14 +112,6 @@ fn bench_reports_times_and_memory() {
     mdm(folder.path(), &["bench", "--width", "32", "--window", "64", "--blocks", "17..18"])
         .expect(2, &["18"]);
     mdm(folder.path(), &["bench", "--device", "abacus"]).expect(2, &["abacus", "cpu"]);
-}
-
-#[test]
-fn devices_lists_the_processor() {
-    let folder = folders(&[]);
-    let devices = mdm(folder.path(), &["devices", "--json"]).expect(0, &[]).json();
-    assert_eq!(devices["devices"][0]["device"], "cpu");
-    assert!(devices["devices"][0]["threads"].as_u64() >= Some(1));
 }
 
 #[test]

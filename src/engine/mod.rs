@@ -158,6 +158,9 @@ pub struct DeviceInfo {
     pub instruction_set: &'static str,
     /// What a GPU can do beyond the least: "f16", "subgroups", "timestamps", "pipeline cache", "cooperative matrices".
     pub supports: Vec<&'static str>,
+    /// Number format of activations and weights, "f32" or "f16"; where the device is not opened, that of
+    /// [`Precision::Auto`].
+    pub precision: &'static str,
 }
 
 /// Kinds of devices.

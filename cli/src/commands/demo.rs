@@ -11,9 +11,9 @@ use mdm_train::fit::FitOptions;
 use mdm_train::metrics::Scores;
 use serde::Serialize;
 
-use crate::arguments::DeviceArguments;
 use crate::commands::fit::{Job, classes};
 use crate::demo::{Field, draw_nuclei, scribble};
+use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::Result;
 use crate::files::{stage, writable_folder, write_file};
 use crate::images::{UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
@@ -52,7 +52,7 @@ const SPOTS: usize = 6;
 const STROKES: usize = 12;
 
 #[derive(Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("{EXAMPLES}\n\n{CACHE_HELP}"))]
 pub(crate) struct Arguments {
     /// Folder for the files; created if need be
     #[arg(short, long = "output", value_name = "DIR")]
@@ -80,7 +80,8 @@ struct Report {
     fit_seconds: f64,
     segment_seconds: f64,
     seconds: f64,
-    device: String,
+    #[serde(flatten)]
+    used: UsedDevice,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
@@ -132,7 +133,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         fit_seconds,
         segment_seconds: result.report.seconds,
         seconds: began.elapsed().as_secs_f64(),
-        device: device.info().name.clone(),
+        used: UsedDevice::of(&device),
     };
     if arguments.json { print_json(&report) } else { print(&in_words(&report, folder)) }
 }
@@ -157,7 +158,7 @@ fn in_words(report: &Report, folder: &Path) -> String {
         report.segment_seconds,
         report.dice,
         report.seconds,
-        report.device
+        report.used.device.name
     )
 }
 

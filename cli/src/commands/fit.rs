@@ -11,7 +11,8 @@ use mdm_train::fit::{
 };
 use serde::Serialize;
 
-use crate::arguments::{ConfigurationArguments, DeviceArguments, FeatureArguments, microns, positive};
+use crate::arguments::{ConfigurationArguments, FeatureArguments, microns, positive};
+use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result};
 use crate::files::writable_file;
 use crate::images::Image;
@@ -31,7 +32,7 @@ Examples:
           --classes background,nucleus,debris --ensemble 10 -o my-cells.safetensors";
 
 #[derive(Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("{EXAMPLES}\n\n{CACHE_HELP}"))]
 pub(crate) struct Arguments {
     /// Backbone: a model file or a guided-diffusion state dict (.safetensors)
     #[arg(long, value_name = "FILE")]
@@ -175,6 +176,8 @@ struct Report<'a> {
     microns_per_pixel: Option<f64>,
     feature_seconds: f64,
     head_seconds: f64,
+    #[serde(flatten)]
+    used: UsedDevice,
 }
 
 #[derive(Serialize)]
@@ -233,6 +236,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         microns_per_pixel: fitted.model.metadata().microns_per_pixel,
         feature_seconds: fitted.feature_seconds,
         head_seconds: fitted.head_seconds,
+        used: UsedDevice::of(&device),
     };
     if arguments.json { print_json(&report) } else { print(&in_words(&report)) }
 }

@@ -9,7 +9,8 @@ use mdm::segment::{Scaling, SegmentOptions, Segmenter};
 use mdm::{Control, Error};
 use serde::Serialize;
 
-use crate::arguments::{ConfigurationArguments, DeviceArguments, microns, part, positive};
+use crate::arguments::{ConfigurationArguments, microns, part, positive};
+use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result, usage, warn};
 use crate::files::{distinct_stems, expand, same_place};
 use crate::images::read_image;
@@ -35,7 +36,7 @@ Examples:
   mdm segment --model my-cells.safetensors --mpp 0.32 \"plate 3/*.tif\" -o out/ --uncertainty";
 
 #[derive(Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("{EXAMPLES}\n\n{CACHE_HELP}"))]
 pub(crate) struct Arguments {
     /// Images: files, folders, or patterns such as "plate*/*.tif"
     #[arg(value_name = "INPUT", required = true)]
@@ -150,7 +151,8 @@ struct Summary {
     windows: usize,
     seconds: f64,
     windows_per_second: f64,
-    device: String,
+    #[serde(flatten)]
+    used: UsedDevice,
     classes: Vec<String>,
     images: Vec<ImageReport>,
 }
@@ -309,7 +311,7 @@ impl Summary {
             windows: 0,
             seconds,
             windows_per_second: 0.0,
-            device: device.info().name.clone(),
+            used: UsedDevice::of(device),
             classes: model.metadata().classes.iter().map(|class| class.name.clone()).collect(),
             images: Vec::new(),
         };

@@ -30,10 +30,16 @@ impl Run {
     }
 }
 
-/// Runs `mdm` in `folder`.
+/// Runs `mdm` in `folder`. Nothing is kept in the user's caches.
 pub(crate) fn mdm(folder: &Path, arguments: &[&str]) -> Run {
+    mdm_with_cache(folder, "", arguments)
+}
+
+/// Runs `mdm` in `folder`, with a folder for compiled shaders.
+pub(crate) fn mdm_with_cache(folder: &Path, cache: &str, arguments: &[&str]) -> Run {
     let output: Output = Command::new(env!("CARGO_BIN_EXE_mdm"))
         .current_dir(folder)
+        .env("MDM_CACHE", cache)
         .args(arguments)
         .output()
         .expect("the command starts");

@@ -68,6 +68,7 @@ impl CpuEngine {
             threads,
             instruction_set: set.name(),
             supports: Vec::new(),
+            precision: "f32",
         };
         Ok(Self { info, set, pool: Arc::new(pool) })
     }

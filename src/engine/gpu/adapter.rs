@@ -61,6 +61,7 @@ impl Adapter {
             memory: super::memory::of_adapter(&adapter),
             threads: 0,
             instruction_set: "wgsl",
+            precision: if supports.contains(&"f16") { "f16" } else { "f32" },
             supports,
         };
         Self { adapter, info }

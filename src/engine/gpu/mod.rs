@@ -68,7 +68,7 @@ impl GpuEngine {
         let (memory, cache) = (options.memory, options.pipeline_cache.clone());
         let context = guard(|| Context::new(&adapter, value, memory, cache.clone()))?;
         Ok(Self {
-            info: adapter.info.clone(),
+            info: DeviceInfo { precision: value.name(), ..adapter.info.clone() },
             adapter,
             value,
             memory,
