@@ -6,107 +6,21 @@ mod support;
 
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mdm::image::ImageSource;
 use mdm::model::{
-    BatchNorm, Class, Corruption, CorruptionKind, FeatureConfig, Head, Linear, METADATA_VERSION, MapWeights,
-    Metadata, Model, NoiseSchedule, UnetConfig,
+    Class, CorruptionKind, FeatureConfig, Head,
+    Metadata, Model, NoiseSchedule,
 };
-use mdm::plan::{Combine, Plan, PlanOptions};
+use mdm::plan::Combine;
 use mdm::segment::window::{Importance, WindowGrid};
 use mdm::segment::{
     Band, FeatureOptions, Features, Scaling, SegmentOptions, Segmentation, Segmenter, WindowFeatures,
 };
 use mdm::{CancelToken, Control, Device, Error, ImageView, PixelFormat, Result};
-use support::{relative_error, uniform, weight};
-
-const WINDOW: usize = 32;
-const CLASSES: usize = 3;
-
-fn unet() -> UnetConfig {
-    UnetConfig {
-        image_size: WINDOW,
-        in_channels: 3,
-        out_channels: 3,
-        model_channels: 32,
-        channel_mult: vec![1, 2],
-        num_res_blocks: 1,
-        attention_ds: vec![2],
-        num_heads: 1,
-        num_head_channels: Some(32),
-        use_scale_shift_norm: true,
-        resblock_updown: true,
-        use_new_attention_order: false,
-        num_classes: None,
-    }
-}
-
-fn metadata() -> Metadata {
-    let class = |name: &str| Class { name: name.to_owned(), colour: [1, 2, 3] };
-    Metadata {
-        version: METADATA_VERSION,
-        unet: unet(),
-        backbone_fingerprint: None,
-        corruption: Corruption::default(),
-        features: FeatureConfig { timesteps: vec![50, 250], blocks: vec![0, 1, 2], normalise: false },
-        window: WINDOW,
-        overlap: 0.25,
-        microns_per_pixel: Some(0.5),
-        classes: ["background", "nucleus", "border"].map(class).to_vec(),
-        heads: 2,
-        description: String::new(),
-    }
-}
-
-fn head(channels: usize, classes: usize, salt: u64) -> Head {
-    let linear = |name: &str, inputs, outputs| Linear {
-        inputs,
-        outputs,
-        weight: weight(&format!("{name}.weight"), &[outputs, inputs], salt),
-        bias: weight(&format!("{name}.bias"), &[outputs], salt),
-    };
-    let norm = |name: &str, width| BatchNorm {
-        weight: weight(&format!("{name}.weight"), &[width], salt),
-        bias: weight(&format!("{name}.bias"), &[width], salt),
-        running_mean: weight(&format!("{name}.mean"), &[width], salt),
-        running_var: weight(&format!("{name}.variance.weight"), &[width], salt),
-    };
-    Head {
-        linear: [linear("a", channels, 24), linear("b", 24, 16), linear("c", 16, classes)],
-        norm: [norm("d", 24), norm("e", 16)],
-    }
-}
-
-fn model_of(metadata: Metadata, classes: usize) -> Result<Model> {
-    let options = PlanOptions {
-        batch: 1,
-        height: WINDOW,
-        width: WINDOW,
-        timestep_slots: 1,
-        corruption: None,
-        blocks: (0..metadata.unet.decoder_blocks()).collect(),
-        image: false,
-        head: None,
-    };
-    let plan = Plan::new(&metadata.unet, options).unwrap();
-    let mut backbone = MapWeights::default();
-    for param in &plan.params {
-        backbone.insert(&param.name, &param.shape, weight(&param.name, &param.shape, 0));
-    }
-    let of_slot: usize =
-        metadata.features.blocks.iter().map(|block| metadata.unet.block_shape(*block).0).sum();
-    let channels = of_slot * metadata.features.timesteps.len();
-    let heads = (0..metadata.heads as u64).map(|salt| head(channels, classes, salt)).collect();
-    Model::from_parts(metadata, Arc::new(backbone), heads)
-}
-
-fn model(change: impl FnOnce(&mut Metadata)) -> Model {
-    let mut metadata = metadata();
-    change(&mut metadata);
-    model_of(metadata, CLASSES).unwrap()
-}
+use support::models::{CLASSES, WINDOW, head, metadata, model, model_of};
+use support::{relative_error, uniform};
 
 fn device() -> Device {
     Device::cpu(Some(2)).unwrap()

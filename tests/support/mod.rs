@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod models;
 pub(crate) mod noise;
 
 use std::borrow::Cow;
