@@ -9,10 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use mdm::image::ImageSource;
-use mdm::model::{
-    Class, CorruptionKind, FeatureConfig, Head,
-    Metadata, Model, NoiseSchedule,
-};
+use mdm::model::{Class, CorruptionKind, FeatureConfig, Head, Metadata, Model, NoiseSchedule};
 use mdm::plan::Combine;
 use mdm::segment::window::{Importance, WindowGrid};
 use mdm::segment::{

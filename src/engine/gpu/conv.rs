@@ -3,11 +3,14 @@
 use super::call::{Binding, Bindings, Builder, Call, ENOUGH_WORKGROUPS, too_large, word, words};
 use super::shader::{Permutation, Shader, Tile, ValueType};
 use super::weights::Layout;
-use crate::plan::{Conv, Resample, Source};
+use crate::plan::{Conv, Resample, Source, TensorInfo};
 use crate::{Error, Result};
 
 /// Steps through the terms below which dividing them does not pay.
 const LEAST_STEPS: usize = 16;
+
+/// Channels up to which taps are unfolded: with more, they fill a product's terms by themselves.
+const MOST_UNFOLDED: usize = 7;
 
 /// What a convolution reads.
 struct Input {
@@ -15,6 +18,8 @@ struct Input {
     height: usize,
     width: usize,
     upsampled: bool,
+    /// 1 where what lies under the taps was unfolded.
+    kernel: usize,
 }
 
 pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
@@ -23,13 +28,16 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
     }
     let plan = builder.plan;
     let output = &plan.tensors[conv.output];
-    let input = input(builder, &conv.source)?;
+    let input = match unfolded(builder, conv)? {
+        Some(input) => input,
+        None => Input { kernel: conv.kernel, ..input(builder, &conv.source)? },
+    };
     let weight = builder.weight(conv.weight, Layout::Taps)?;
     let (target, result) = builder.map(conv.output)?;
     let rows = builder.batch() * output.height * output.width;
     let columns = output.channels;
     let channels: usize = input.parts.iter().map(|(_, channels)| channels).sum();
-    let terms = channels * conv.kernel * conv.kernel;
+    let terms = channels * input.kernel * input.kernel;
     let work = rows as f64 * columns as f64 * terms as f64;
 
     let count =
@@ -48,8 +56,8 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
         }
         None => (count(tile), tile.terms),
     };
-    let steps = conv.kernel
-        * conv.kernel
+    let steps = input.kernel
+        * input.kernel
         * input.parts.iter().map(|(_, channels)| channels.div_ceil(step as usize)).sum::<usize>();
     let splits = (ENOUGH_WORKGROUPS / tiles).min(steps / LEAST_STEPS).max(1);
 
@@ -62,7 +70,7 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
         input.width,
         part(0),
         part(1),
-        conv.kernel,
+        input.kernel,
         conv.stride,
         usize::from(input.upsampled),
         splits,
@@ -143,6 +151,32 @@ pub(super) fn stored(builder: &Builder<'_>, id: usize) -> Result<Binding> {
     }
 }
 
+/// What lies under the taps of a 3x3 convolution of few channels, where that is worth a copy.
+fn unfolded(builder: &mut Builder<'_>, conv: &Conv) -> Result<Option<Input>> {
+    let plan = builder.plan;
+    let &[part] = conv.source.parts.as_slice() else { return Ok(None) };
+    let TensorInfo { height, width, channels, .. } = plan.tensors[part];
+    let few = channels <= MOST_UNFOLDED && conv.source.resample == Resample::None;
+    if conv.kernel != 3 || conv.stride != 1 || !few {
+        return Ok(None);
+    }
+    let rows = builder.batch() * height * width;
+    let terms = (9 * channels).next_multiple_of(4);
+    let copy = builder.scratch(rows * terms, builder.value())?;
+    let norm = conv.source.norm;
+    let coefficients = norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;
+    let mut params = words([rows, height, width, channels, terms])?;
+    params.extend([coefficients, u32::from(norm.is_some_and(|norm| norm.silu))]);
+    builder.calls.push(Call {
+        permutation: builder.plain(Shader::Unfold),
+        params,
+        bindings: vec![(1, stored(builder, part)?), (2, Binding::Vectors), (3, copy.clone())],
+        workgroups: word((rows * terms).div_ceil(256))?,
+        work: 8.0 * (rows * terms) as f64,
+    });
+    Ok(Some(Input { parts: vec![(copy, terms)], height, width, upsampled: false, kernel: 1 }))
+}
+
 /// What `source` stands for: its tensors as they are where the shader can read them so, otherwise a normalised copy.
 fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
     let plan = builder.plan;
@@ -156,7 +190,7 @@ fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
         for &part in &source.parts {
             parts.push((stored(builder, part)?, plan.tensors[part].channels));
         }
-        return Ok(Input { parts, height, width, upsampled });
+        return Ok(Input { parts, height, width, upsampled, kernel: 1 });
     }
     let channels: usize = source.parts.iter().map(|&part| plan.tensors[part].channels).sum();
     let rows = builder.batch() * height * width;
@@ -179,5 +213,5 @@ fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
         builder.calls.push(call);
         start += own;
     }
-    Ok(Input { parts: vec![(copy, channels)], height, width, upsampled })
+    Ok(Input { parts: vec![(copy, channels)], height, width, upsampled, kernel: 1 })
 }

@@ -119,6 +119,7 @@ shaders! {
     NormCoefficients "norm_coefficients",
     Normalise "normalise",
     PatchNoise "patch_noise",
+    Unfold "unfold",
     WinogradInput "winograd_input",
     WinogradOutput "winograd_output",
     WinogradProduct "winograd_product",

@@ -20,7 +20,8 @@ pub(crate) enum Layout {
     Exact,
     /// As in the checkpoint, in the device's value type.
     Plain,
-    /// A kernel `[out, in, taps...]` as `[taps][in][out]`, in the device's value type.
+    /// A kernel `[out, in, taps...]` as `[taps][in][out]`, in the device's value type, with rows of zeros up to a multiple of
+    /// four.
     Taps,
     /// A 3x3 kernel in Winograd's domain, `[36][in][out]`, f32.
     Winograd,
@@ -82,7 +83,7 @@ pub(crate) fn read<'a>(param: &Param, weights: &'a dyn WeightSource) -> Result<s
 fn taps_first(values: &[f32], shape: &[usize]) -> Vec<f32> {
     let (outputs, inputs) = (shape[0], shape[1]);
     let taps: usize = shape[2..].iter().product();
-    let mut packed = vec![0.0; values.len()];
+    let mut packed = vec![0.0; (taps * inputs).next_multiple_of(4) * outputs];
     for (out, filter) in values.chunks_exact(inputs * taps).enumerate() {
         for (i, values) in filter.chunks_exact(taps).enumerate() {
             for (tap, &value) in values.iter().enumerate() {

@@ -31,7 +31,10 @@ pub(super) fn fits(builder: &Builder<'_>, conv: &Conv) -> bool {
     let output = &builder.plan.tensors[conv.output];
     let (rows, columns) = grid(output.height, output.width);
     let channels: usize = conv.source.parts.iter().map(|&part| builder.plan.tensors[part].channels).sum();
+    // The product loads four values at a time.
+    let packed = channels.is_multiple_of(4) && output.channels.is_multiple_of(4);
     conv.kernel == 3
+        && packed
         && conv.stride == 1
         && conv.source.resample != Resample::AverageDown
         && builder.value() == ValueType::F32
