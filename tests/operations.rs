@@ -99,7 +99,11 @@ impl Problem {
         for (name, precision, device) in gpus() {
             let error = error(&run(device), &expected);
             let tolerance = if *precision == Precision::F16 { F16_TOLERANCE } else { tolerance };
-            assert!(error < tolerance, "{name} {precision:?}: relative error {error:.2e} in {:?}", plan.ops[0]);
+            assert!(
+                error < tolerance,
+                "{name} {precision:?}: relative error {error:.2e} in {:?}",
+                plan.ops[0]
+            );
         }
     }
 }

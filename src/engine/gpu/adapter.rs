@@ -73,7 +73,11 @@ impl Adapter {
             ("storage buffers a shader", limits.max_storage_buffers_per_shader_stage, 8),
             ("bytes of workgroup memory", limits.max_compute_workgroup_storage_size, LEAST_WORKGROUP_STORAGE),
             ("threads a workgroup", limits.max_compute_invocations_per_workgroup, 256),
-            ("workgroups a dimension", limits.max_compute_workgroups_per_dimension, super::context::GRID_WIDTH),
+            (
+                "workgroups a dimension",
+                limits.max_compute_workgroups_per_dimension,
+                super::context::GRID_WIDTH,
+            ),
         ];
         needed
             .iter()
@@ -100,7 +104,10 @@ pub(crate) fn best(adapters: Vec<Adapter>) -> Result<Adapter> {
             Error::Device(if names.is_empty() {
                 "no driver for Vulkan, Metal or DX12 shows a GPU".into()
             } else {
-                format!("there are only software adapters ({}), which are slower than the CPU engine", names.join(", "))
+                format!(
+                    "there are only software adapters ({}), which are slower than the CPU engine",
+                    names.join(", ")
+                )
             })
         })
 }

@@ -127,9 +127,8 @@ impl Builder<'_> {
     pub(crate) fn scratch(&mut self, values: usize, format: ValueType) -> Result<Binding> {
         let start = self.scratch;
         let len = values.checked_mul(format.size()).ok_or_else(|| too_large("scratch memory"))?;
-        self.scratch = start
-            .checked_add(len.next_multiple_of(ALIGNMENT))
-            .ok_or_else(|| too_large("scratch memory"))?;
+        self.scratch =
+            start.checked_add(len.next_multiple_of(ALIGNMENT)).ok_or_else(|| too_large("scratch memory"))?;
         Ok(Binding::Scratch { start, len })
     }
 }

@@ -119,8 +119,9 @@ impl Context {
             return Err(self.lost());
         }
         let result = super::guard(|| {
-            let scopes = [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
-                .map(|filter| self.device.push_error_scope(filter));
+            let scopes =
+                [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory]
+                    .map(|filter| self.device.push_error_scope(filter));
             let result = work();
             let mut first = None;
             // Scopes are popped in the reverse order.
@@ -190,12 +191,20 @@ impl Context {
     }
 
     /// Waits for a submission (all of them without one) of `work` multiplications that the device began at `began`.
-    pub(crate) fn wait(&self, submission: Option<wgpu::SubmissionIndex>, began: Instant, work: f64) -> Result<()> {
+    pub(crate) fn wait(
+        &self,
+        submission: Option<wgpu::SubmissionIndex>,
+        began: Instant,
+        work: f64,
+    ) -> Result<()> {
         let poll = wgpu::PollType::Wait { submission_index: submission, timeout: Some(PATIENCE) };
         match self.device.poll(poll) {
             Ok(_) => {}
             Err(wgpu::PollError::Timeout) => {
-                return Err(Error::DeviceLost(format!("did not finish its work in {} s", PATIENCE.as_secs())));
+                return Err(Error::DeviceLost(format!(
+                    "did not finish its work in {} s",
+                    PATIENCE.as_secs()
+                )));
             }
             Err(error) => return Err(Error::DeviceLost(error.to_string())),
         }

@@ -32,14 +32,15 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
     let terms = channels * conv.kernel * conv.kernel;
     let work = rows as f64 * columns as f64 * terms as f64;
 
-    let count = |tile: Tile| {
-        rows.div_ceil(8 * tile.rows as usize) * columns.div_ceil(8 * tile.columns as usize)
-    };
+    let count =
+        |tile: Tile| rows.div_ceil(8 * tile.rows as usize) * columns.div_ceil(8 * tile.columns as usize);
     let storage = builder.context.limits.max_compute_workgroup_storage_size;
     let fits = |tile: Tile| 4 * 8 * (tile.rows + tile.columns) * tile.terms + 16 * 8 * tile.rows <= storage;
-    let tile = if count(Tile::LARGE) >= ENOUGH_WORKGROUPS && fits(Tile::LARGE) { Tile::LARGE } else { Tile::SMALL };
+    let tile =
+        if count(Tile::LARGE) >= ENOUGH_WORKGROUPS && fits(Tile::LARGE) { Tile::LARGE } else { Tile::SMALL };
     let tiles = count(tile);
-    let steps = conv.kernel * conv.kernel
+    let steps = conv.kernel
+        * conv.kernel
         * input.parts.iter().map(|(_, channels)| channels.div_ceil(tile.terms as usize)).sum::<usize>();
     let splits = (ENOUGH_WORKGROUPS / tiles).min(steps / LEAST_STEPS).max(1);
 
@@ -148,7 +149,8 @@ fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
     let channels: usize = source.parts.iter().map(|&part| plan.tensors[part].channels).sum();
     let rows = builder.batch() * height * width;
     let copy = builder.scratch(rows * channels, builder.value())?;
-    let coefficients = source.norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;
+    let coefficients =
+        source.norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;
     let silu = u32::from(source.norm.is_some_and(|norm| norm.silu));
     let mut start = 0;
     for &part in &source.parts {

@@ -48,7 +48,10 @@ pub(super) fn head(builder: &mut Builder<'_>, op: &Op) -> Result<()> {
     if partial_sums.len() > MOST_MAPS {
         return Err(Error::invalid(
             "blocks",
-            format!("of {} sizes; the GPU engine reads {MOST_MAPS}, the CPU engine any number", partial_sums.len()),
+            format!(
+                "of {} sizes; the GPU engine reads {MOST_MAPS}, the CPU engine any number",
+                partial_sums.len()
+            ),
         ));
     }
     let plan = builder.plan;
@@ -78,8 +81,17 @@ pub(super) fn head(builder: &mut Builder<'_>, op: &Op) -> Result<()> {
     let hidden = shape.hidden.0 + shape.hidden.0 * shape.hidden.1 + shape.hidden.1 * classes;
     for first in (0..shape.heads).step_by(here) {
         let count = here.min(shape.heads - first);
-        let mut params =
-            words([rows, height, width, shape.heads, shape.hidden.0, shape.hidden.1, classes, first, maps.len()])?;
+        let mut params = words([
+            rows,
+            height,
+            width,
+            shape.heads,
+            shape.hidden.0,
+            shape.hidden.1,
+            classes,
+            first,
+            maps.len(),
+        ])?;
         // Arrays of vectors start at multiples of 16 bytes.
         params.resize(12, 0);
         params.extend(words(sizes[0])?);

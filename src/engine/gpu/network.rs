@@ -100,10 +100,8 @@ impl GpuNetwork {
         let arena = context.buffer("activations", arena_len as u64, storage)?;
         let vectors = context.buffer("vectors", 4 * vectors_len as u64, storage)?;
         let scratch = context.buffer("scratch memory", scratch_len as u64, storage)?;
-        let nothing = [
-            context.buffer("nothing", 16, Usage::STORAGE)?,
-            context.buffer("nothing", 16, Usage::STORAGE)?,
-        ];
+        let nothing =
+            [context.buffer("nothing", 16, Usage::STORAGE)?, context.buffer("nothing", 16, Usage::STORAGE)?];
         let alignment = context.limits.min_uniform_buffer_offset_alignment.max(16) as usize;
         let mut words: Vec<u32> = Vec::new();
         let mut param_ranges = Vec::new();
@@ -114,7 +112,8 @@ impl GpuNetwork {
             param_ranges.push(start..4 * words.len());
             words.resize(words.len().next_multiple_of(alignment / 4), 0);
         }
-        let params = context.buffer("parameters", 4 * words.len() as u64, Usage::UNIFORM | Usage::COPY_DST)?;
+        let params =
+            context.buffer("parameters", 4 * words.len() as u64, Usage::UNIFORM | Usage::COPY_DST)?;
         context.queue.write_buffer(&params.buffer, 0, bytemuck::cast_slice(&words));
 
         let bindable = Bindable {
@@ -224,9 +223,7 @@ impl GpuNetwork {
             for output in &self.outputs {
                 let (from, start) = match self.places[output.tensor] {
                     Place::Vector(at) => (&self.vectors, 4 * at as u64),
-                    Place::Map | Place::ExactMap => {
-                        (&self.arena, self.ranges[output.tensor].start as u64)
-                    }
+                    Place::Map | Place::ExactMap => (&self.arena, self.ranges[output.tensor].start as u64),
                 };
                 let size = ((output.count * output.format.size()) as u64).next_multiple_of(4);
                 let (from, to) = (&from.buffer, &self.staging.buffer);
@@ -261,9 +258,10 @@ impl Network for GpuNetwork {
                 self.seconds = timing.read(&context, self.steps.len())?;
             }
             let bytes = map(&context, &self.staging.buffer)?;
-            let results = self.outputs.iter().map(|output| {
-                decode(&bytes[output.start as usize..], output.count, output.format)
-            });
+            let results = self
+                .outputs
+                .iter()
+                .map(|output| decode(&bytes[output.start as usize..], output.count, output.format));
             let results: Vec<Vec<f32>> = results.collect();
             drop(bytes);
             self.staging.buffer.unmap();
@@ -303,7 +301,10 @@ pub(super) fn map(context: &Context, buffer: &wgpu::Buffer) -> Result<wgpu::Buff
     context.wait(None, Instant::now(), 0.0)?;
     let failed = |reason: String| Error::DeviceLost(format!("its memory could not be read: {reason}"));
     // Another thread that polls may be the one that is told.
-    receiver.recv_timeout(PATIENCE).map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
+    receiver
+        .recv_timeout(PATIENCE)
+        .map_err(|error| failed(error.to_string()))?
+        .map_err(|error| failed(error.to_string()))?;
     buffer.get_mapped_range(..).map_err(|error| failed(error.to_string()))
 }
 

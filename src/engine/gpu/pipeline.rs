@@ -66,12 +66,14 @@ impl Pipelines {
             }
             Ok(())
         };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(COMPILERS).min(missing.len());
+        let threads =
+            std::thread::available_parallelism().map_or(1, usize::from).min(COMPILERS).min(missing.len());
         std::thread::scope(|scope| {
             let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| super::guard(work))).collect();
             let mut result = work();
             for other in others {
-                let other = other.join().unwrap_or_else(|_| Err(Error::Device("a compiling thread died".into())));
+                let other =
+                    other.join().unwrap_or_else(|_| Err(Error::Device("a compiling thread died".into())));
                 result = result.and(other);
             }
             result
@@ -157,7 +159,9 @@ impl Pipelines {
 
     /// Keeps what was compiled for the next start. That it could not be written is no error: the next start is slower.
     fn save(&self) {
-        if let (Some(file), Some(data)) = (&self.file, self.cache.as_ref().and_then(wgpu::PipelineCache::get_data)) {
+        if let (Some(file), Some(data)) =
+            (&self.file, self.cache.as_ref().and_then(wgpu::PipelineCache::get_data))
+        {
             let _ = write(file, &data);
         }
     }

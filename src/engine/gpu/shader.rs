@@ -119,7 +119,9 @@ impl Permutation {
         for &shader in Shader::ALL {
             for value in [ValueType::F32, ValueType::F16] {
                 let results: &[ValueType] = match shader {
-                    Shader::Conv | Shader::ConvSum if value == ValueType::F16 => &[ValueType::F32, ValueType::F16],
+                    Shader::Conv | Shader::ConvSum if value == ValueType::F16 => {
+                        &[ValueType::F32, ValueType::F16]
+                    }
                     _ => &[value],
                 };
                 let tiles: &[Tile] = if shader == Shader::Conv { &Tile::ALL } else { &[Tile::SMALL] };

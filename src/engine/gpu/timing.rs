@@ -43,7 +43,13 @@ impl Timing {
 
     pub(super) fn resolve(&self, commands: &mut wgpu::CommandEncoder) {
         commands.resolve_query_set(&self.queries, 0..self.count, &self.resolved.buffer, 0);
-        commands.copy_buffer_to_buffer(&self.resolved.buffer, 0, &self.read.buffer, 0, Some(8 * u64::from(self.count)));
+        commands.copy_buffer_to_buffer(
+            &self.resolved.buffer,
+            0,
+            &self.read.buffer,
+            0,
+            Some(8 * u64::from(self.count)),
+        );
     }
 
     /// Seconds of each operation of the last run.

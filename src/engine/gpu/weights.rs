@@ -100,15 +100,20 @@ pub(crate) fn upload(context: &Context, label: &str, values: &[f32], format: Val
             ),
         ));
     }
-    let memory =
-        context.buffer(label, size, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST)?;
+    let memory = context.buffer(label, size, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST)?;
     write(context, &memory.buffer, 0, values, format);
     Ok(memory)
 }
 
 /// Writes `values` in the given format to a buffer, `offset` bytes from its start; what is left of the last four bytes
 /// becomes zero.
-pub(crate) fn write(context: &Context, buffer: &wgpu::Buffer, offset: u64, values: &[f32], format: ValueType) {
+pub(crate) fn write(
+    context: &Context,
+    buffer: &wgpu::Buffer,
+    offset: u64,
+    values: &[f32],
+    format: ValueType,
+) {
     match format {
         ValueType::F32 => context.queue.write_buffer(buffer, offset, bytemuck::cast_slice(values)),
         ValueType::F16 => {
