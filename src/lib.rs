@@ -6,6 +6,7 @@
 //!
 //! Data goes one way: image → window → corruption → [`plan`] on an [`engine`] → head → blending → label image.
 
+pub mod capi;
 pub mod control;
 pub mod engine;
 pub mod error;
