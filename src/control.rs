@@ -38,7 +38,7 @@ pub struct Progress {
 /// What a caller hands to a long call: a way to stop it and a way to watch it.
 #[derive(Clone, Default)]
 pub struct Control<'a> {
-    cancel: CancelToken,
+    cancel: Vec<CancelToken>,
     progress: Option<&'a (dyn Fn(Progress) + Sync)>,
 }
 
@@ -48,9 +48,9 @@ impl<'a> Control<'a> {
         Self::default()
     }
 
-    /// Stops when `token` is raised.
+    /// Stops when `token`, or one that was given before, is raised.
     pub fn with_cancel(mut self, token: &CancelToken) -> Self {
-        self.cancel = token.clone();
+        self.cancel.push(token.clone());
         self
     }
 
@@ -62,7 +62,7 @@ impl<'a> Control<'a> {
 
     /// [`Error::Cancelled`] once the token was raised.
     pub fn check(&self) -> Result<()> {
-        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+        if self.cancel.iter().any(CancelToken::is_cancelled) { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// Reports progress to whoever watches.

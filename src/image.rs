@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{Error, Result};
 
-/// Layout of one pixel. Channels are interleaved; 16-bit and f32 samples have the machine's byte order.
+/// Layout of one pixel. 16-bit and f32 samples have the machine's byte order.
 ///
 /// Alpha is ignored: neither composed onto a background nor divided out of premultiplied colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,10 +45,29 @@ impl PixelFormat {
 
     /// Channels without alpha: 1 or 3.
     pub fn colours(self) -> usize {
+        self.order().len()
+    }
+
+    /// Where grey, or red, green and blue are among a pixel's samples.
+    fn order(self) -> &'static [usize] {
         match self {
-            Self::Grey8 | Self::Grey16 | Self::GreyF32 => 1,
-            _ => 3,
+            Self::Grey8 | Self::Grey16 | Self::GreyF32 => &[0],
+            Self::Bgra8 => &[2, 1, 0],
+            Self::Rgb8 | Self::Rgb16 | Self::RgbF32 | Self::Rgba8 | Self::Rgba16 => &[0, 1, 2],
         }
+    }
+
+    /// Channels with alpha.
+    fn samples(self) -> usize {
+        match self {
+            Self::Rgba8 | Self::Bgra8 | Self::Rgba16 => 4,
+            _ => self.colours(),
+        }
+    }
+
+    /// Bytes of a sample.
+    fn bytes_per_sample(self) -> usize {
+        self.bytes_per_pixel() / self.samples()
     }
 }
 
@@ -59,6 +78,8 @@ pub struct ImageView<'a> {
     width: usize,
     height: usize,
     row_stride: usize,
+    /// Bytes from one channel's plane to the next; channels are interleaved where there is no number.
+    plane_stride: Option<usize>,
     format: PixelFormat,
     microns_per_pixel: Option<f64>,
 }
@@ -73,12 +94,40 @@ impl<'a> ImageView<'a> {
         let row_stride = width.checked_mul(format.bytes_per_pixel()).ok_or_else(|| {
             Error::Image(format!("{width} x {height} pixels are more than can be addressed"))
         })?;
-        let view = Self { data, width, height, row_stride, format, microns_per_pixel: None };
+        let view =
+            Self { data, width, height, row_stride, plane_stride: None, format, microns_per_pixel: None };
         view.check_length()?;
         Ok(view)
     }
 
-    /// Rows begin every `bytes` bytes.
+    /// As [`new`](Self::new), but each channel of `format` is an image of its own, one after the other in the order of
+    /// the format's name.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn planar(data: &'a [u8], width: usize, height: usize, format: PixelFormat) -> Result<Self> {
+        let mut view = Self::new(data, width, height, format)?;
+        // Both products are less than that of the interleaved image.
+        view.row_stride = width * format.bytes_per_sample();
+        view.plane_stride = Some(view.row_stride * height);
+        Ok(view)
+    }
+
+    /// Planes begin every `bytes` bytes. A [`row stride`](Self::with_row_stride) must be given before.
+    ///
+    /// # Errors
+    /// [`Error::Image`] if channels are interleaved, if that is less than a plane, or if the data does not hold that many
+    /// planes.
+    pub fn with_plane_stride(mut self, bytes: usize) -> Result<Self> {
+        if self.plane_stride.is_none() {
+            return Err(Error::Image("channels are interleaved and have no plane stride".into()));
+        }
+        self.plane_stride = Some(bytes);
+        self.check_length()?;
+        Ok(self)
+    }
+
+    /// Rows begin every `bytes` bytes. Planes, where there are such, follow each other without a gap.
     ///
     /// # Errors
     /// [`Error::Image`] if that is less than a row, or if the data does not hold that many rows.
@@ -90,6 +139,9 @@ impl<'a> ImageView<'a> {
             )));
         }
         self.row_stride = bytes;
+        if self.plane_stride.is_some() {
+            self.plane_stride = Some(self.plane_bytes()?);
+        }
         self.check_length()?;
         Ok(self)
     }
@@ -121,19 +173,38 @@ impl<'a> ImageView<'a> {
     }
 
     fn row_bytes(&self) -> usize {
-        self.width * self.format.bytes_per_pixel()
+        self.width
+            * match self.plane_stride {
+                Some(_) => self.format.bytes_per_sample(),
+                None => self.format.bytes_per_pixel(),
+            }
+    }
+
+    /// From the first byte of a plane, or of an interleaved image, to the end of its last row.
+    fn plane_bytes(&self) -> Result<usize> {
+        (self.height - 1)
+            .checked_mul(self.row_stride)
+            .and_then(|bytes| bytes.checked_add(self.row_bytes()))
+            .ok_or_else(|| self.too_large())
+    }
+
+    fn too_large(&self) -> Error {
+        Error::Image(format!("{} x {} pixels are more than can be addressed", self.width, self.height))
     }
 
     fn check_length(&self) -> Result<()> {
-        let needed = (self.height - 1)
-            .checked_mul(self.row_stride)
-            .and_then(|bytes| bytes.checked_add(self.row_bytes()))
-            .ok_or_else(|| {
-                Error::Image(format!(
-                    "{} x {} pixels are more than can be addressed",
-                    self.width, self.height
-                ))
-            })?;
+        let mut needed = self.plane_bytes()?;
+        if let Some(stride) = self.plane_stride {
+            if stride < needed && self.format.samples() > 1 {
+                return Err(Error::Image(format!(
+                    "a plane stride of {stride} bytes is less than the {needed} bytes of a plane"
+                )));
+            }
+            needed = (self.format.samples() - 1)
+                .checked_mul(stride)
+                .and_then(|bytes| bytes.checked_add(needed))
+                .ok_or_else(|| self.too_large())?;
+        }
         if self.data.len() < needed {
             return Err(Error::Image(format!(
                 "{} x {} pixels of {:?} need {needed} bytes, {} given",
@@ -154,6 +225,7 @@ impl std::fmt::Debug for ImageView<'_> {
             .field("height", &self.height)
             .field("format", &self.format)
             .field("row_stride", &self.row_stride)
+            .field("plane_stride", &self.plane_stride)
             .field("microns_per_pixel", &self.microns_per_pixel)
             .finish_non_exhaustive()
     }
@@ -224,6 +296,15 @@ impl ImageSource for ImageView<'_> {
                 format!("{rows:?} of {} into {} values of {row_len} a row", self.height, out.len()),
             ));
         }
+        if let Some(stride) = self.plane_stride {
+            for (y, out) in rows.zip(out.chunks_exact_mut(row_len)) {
+                for (channel, &plane) in self.format.order().iter().enumerate() {
+                    let row = &self.data[plane * stride + y * self.row_stride..][..self.row_bytes()];
+                    self.read_plane(row, y, channel, out)?;
+                }
+            }
+            return Ok(());
+        }
         for (y, out) in rows.zip(out.chunks_exact_mut(row_len)) {
             let row = &self.data[y * self.row_stride..][..self.row_bytes()];
             match self.format {
@@ -256,21 +337,50 @@ impl ImageSource for ImageView<'_> {
                 }
                 PixelFormat::GreyF32 | PixelFormat::RgbF32 => {
                     for (i, (out, sample)) in out.iter_mut().zip(row.chunks_exact(4)).enumerate() {
-                        let sample = f32::from_ne_bytes([sample[0], sample[1], sample[2], sample[3]]);
-                        // A NaN is in no range.
-                        if !(-OVERSHOOT..=1.0 + OVERSHOOT).contains(&sample) {
-                            return Err(Error::Image(format!(
-                                "the value {sample} at row {y}, column {} is outside 0..=1: scale the samples first",
-                                i / self.format.colours()
-                            )));
-                        }
-                        *out = 2.0 * sample - 1.0;
+                        *out = from_float(sample, y, i / self.format.colours())?;
                     }
                 }
             }
         }
         Ok(())
     }
+}
+
+impl ImageView<'_> {
+    /// Row `y` of one channel into its places of `out`.
+    fn read_plane(&self, row: &[u8], y: usize, channel: usize, out: &mut [f32]) -> Result<()> {
+        let out = out.iter_mut().skip(channel).step_by(self.format.colours());
+        match self.format {
+            PixelFormat::Grey8 | PixelFormat::Rgb8 | PixelFormat::Rgba8 | PixelFormat::Bgra8 => {
+                for (out, &sample) in out.zip(row) {
+                    *out = from_8_bits(sample);
+                }
+            }
+            PixelFormat::Grey16 | PixelFormat::Rgb16 | PixelFormat::Rgba16 => {
+                for (out, sample) in out.zip(row.chunks_exact(2)) {
+                    *out = from_16_bits(sample);
+                }
+            }
+            PixelFormat::GreyF32 | PixelFormat::RgbF32 => {
+                for (x, (out, sample)) in out.zip(row.chunks_exact(4)).enumerate() {
+                    *out = from_float(sample, y, x)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The sample at row `y`, column `x`.
+fn from_float(sample: &[u8], y: usize, x: usize) -> Result<f32> {
+    let sample = f32::from_ne_bytes([sample[0], sample[1], sample[2], sample[3]]);
+    // A NaN is in no range.
+    if !(-OVERSHOOT..=1.0 + OVERSHOOT).contains(&sample) {
+        return Err(Error::Image(format!(
+            "the value {sample} at row {y}, column {x} is outside 0..=1: scale the samples first"
+        )));
+    }
+    Ok(2.0 * sample - 1.0)
 }
 
 fn from_8_bits(sample: u8) -> f32 {
@@ -326,6 +436,33 @@ mod tests {
         assert!(view.with_row_stride(1).is_err());
         assert!(view.with_row_stride(4).is_err());
         assert!(view.with_row_stride(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn planes_hold_the_same_pixels() {
+        // Two rows of two pixels, one byte between rows and two between planes.
+        let plane = |first: u8| [first, first + 1, 99, first + 2, first + 3, 99, 99];
+        let data: Vec<u8> = [plane(10), plane(20), plane(30), plane(40)].concat();
+        let pixel = |i: u8| [10 + i, 20 + i, 30 + i, 40 + i];
+        let interleaved: Vec<u8> = (0..4).flat_map(pixel).collect();
+        for format in [PixelFormat::Rgba8, PixelFormat::Bgra8] {
+            let view = ImageView::planar(&data, 2, 2, format).unwrap().with_row_stride(3).unwrap();
+            let got = rows(view.with_plane_stride(7).unwrap()).unwrap();
+            assert_eq!(got, rows(ImageView::new(&interleaved, 2, 2, format).unwrap()).unwrap());
+            assert!(view.with_plane_stride(4).is_err());
+            assert!(view.with_plane_stride(8).is_err());
+            assert!(view.with_plane_stride(usize::MAX).is_err());
+        }
+        let grey = ImageView::planar(&data, 2, 1, PixelFormat::Grey16).unwrap();
+        assert_eq!(
+            rows(grey).unwrap(),
+            rows(ImageView::new(&data, 2, 1, PixelFormat::Grey16).unwrap()).unwrap()
+        );
+        let view = ImageView::new(&data, 2, 2, PixelFormat::Rgb8).unwrap();
+        assert!(view.with_plane_stride(4).is_err());
+        let floats: Vec<u8> = [0.0f32, 0.5, 1.0].iter().flat_map(|v| v.to_ne_bytes()).collect();
+        let view = ImageView::planar(&floats, 1, 1, PixelFormat::RgbF32).unwrap();
+        assert_eq!(rows(view).unwrap(), [-1.0, 0.0, 1.0]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //!
 //! Data goes one way: image → window → [`plan`] on an [`engine`] (corruption → UNet → head) → blending → label image.
 
+pub mod capi;
 pub mod control;
 pub mod corruption;
 pub mod engine;

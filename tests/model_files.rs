@@ -120,6 +120,22 @@ fn backbone_and_heads_come_back() {
 }
 
 #[test]
+fn a_model_in_memory_is_that_of_its_file() {
+    let folder = folder();
+    let path = folder.path().join("model.safetensors");
+    fitted(&backbone(0), 2).save(&path, Save { backbone: Some(StoredType::AsIs), heads: true }).unwrap();
+    let (file, bytes) = (Model::open(&path).unwrap(), std::fs::read(&path).unwrap());
+    let memory = Model::from_bytes(bytes.clone()).unwrap();
+    assert_eq!(memory.metadata(), file.metadata());
+    assert_eq!(memory.heads(), file.heads());
+    assert_eq!(memory.fingerprint().unwrap(), file.fingerprint().unwrap());
+    assert_eq!(memory.path(), None);
+    let error = message(Model::from_bytes(bytes[..bytes.len() - 1].to_vec()));
+    assert!(error.starts_with("model in memory: holds"), "{error}");
+    assert!(message(Model::from_bytes(Vec::new())).contains("is empty"));
+}
+
+#[test]
 fn narrow_types_round_and_stay() {
     let folder = folder();
     let model = backbone(0);

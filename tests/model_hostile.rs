@@ -36,6 +36,9 @@ fn exercise(bytes: &[u8]) {
     if let Ok(model) = Model::open(&path) {
         use_model(model);
     }
+    if let Ok(model) = Model::from_bytes(bytes.to_vec()) {
+        use_model(model);
+    }
     if let Ok(checkpoint) = read_checkpoint(&path) {
         let names: Vec<String> = checkpoint.tensors().map(|(name, _)| name.to_owned()).collect();
         for name in names {

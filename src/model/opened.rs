@@ -77,7 +77,20 @@ impl Model {
     /// # Errors
     /// As [`open`](Self::open), and [`Error::ModelFile`] where heads and backbone do not belong together.
     pub fn open_with(path: &Path, backbone: Option<&Path>, options: &BackboneOptions) -> Result<Self> {
-        let mapping = Arc::new(Mapping::open(path)?);
+        Self::read(Arc::new(Mapping::open(path)?), backbone, options)
+    }
+
+    /// Takes the content of a model file: a backbone, heads, or both. It is checked as a file is, and stays in memory as long
+    /// as the model.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        Self::read(Arc::new(Mapping::of(bytes)), None, &BackboneOptions::default())
+    }
+
+    fn read(mapping: Arc<Mapping>, backbone: Option<&Path>, options: &BackboneOptions) -> Result<Self> {
+        let path = &*mapping.path().to_owned();
         let wrong = |reason: String| Error::ModelFile { path: path.to_owned(), reason };
         let SafetensorsFile { mut tensors, strings } = SafetensorsFile::read(mapping)?;
         let description = described_by(&strings).map_err(|error| in_file(path, error))?;
@@ -98,7 +111,7 @@ impl Model {
                     ),
                 ));
             }
-            return Self::with_stored_heads(*metadata, tensors, backbone, path);
+            return Self::with_stored_heads(*metadata, tensors, backbone);
         }
         if backbone.is_some() {
             return Err(wrong(
@@ -122,9 +135,10 @@ impl Model {
                     .into(),
             }));
         }
-        let description = match description {
-            Some(description) => Some(description),
-            None => Description::from_sidecar(path)?,
+        let description = match (description, tensors.mapping().file()) {
+            (Some(description), _) => Some(description),
+            (None, Some(file)) => Description::from_sidecar(file)?,
+            (None, None) => None,
         };
         Self::from_stored(tensors, description, options, Vec::new())
     }
@@ -142,7 +156,7 @@ impl Model {
             if unasked { in_file(tensors.mapping().path(), error) } else { error }
         })?;
         metadata.heads = 0;
-        let path = Some(tensors.mapping().path().to_owned());
+        let path = tensors.mapping().file().map(Path::to_owned);
         let backbone = Some(Backbone::new(Arc::new(tensors)));
         Ok(Self::new(Inner { path, assumptions, ..Inner::new(metadata, Vec::new(), backbone) }))
     }
@@ -151,8 +165,9 @@ impl Model {
         mut metadata: Metadata,
         tensors: StoredTensors,
         backbone: Option<&Path>,
-        path: &Path,
     ) -> Result<Self> {
+        let file = tensors.mapping().file().map(Path::to_owned);
+        let path = &*tensors.mapping().path().to_owned();
         let wrong = |reason: String| Error::ModelFile { path: path.to_owned(), reason };
         let mut heads = Vec::with_capacity(metadata.heads);
         for index in 0..metadata.heads {
@@ -205,7 +220,7 @@ impl Model {
             }
         };
         metadata.heads = heads.len();
-        Ok(Self::new(Inner { path: Some(path.to_owned()), ..Inner::new(metadata, heads, backbone) }))
+        Ok(Self::new(Inner { path: file, ..Inner::new(metadata, heads, backbone) }))
     }
 
     /// A model from weights that are generated or in memory, and possibly heads. `metadata.heads` is set to their number.
@@ -309,7 +324,7 @@ impl Model {
     fn no_backbone(&self) -> Error {
         let whose = self.0.metadata.backbone_fingerprint.as_deref().map(shortened);
         Error::ModelFile {
-            path: self.0.path.clone().unwrap_or_default(),
+            path: self.0.path.clone().unwrap_or_else(|| "the model".into()),
             reason: format!(
                 "holds heads without their backbone; name the backbone file as well (`--backbone`), the one whose fingerprint is {}…",
                 whose.unwrap_or("unknown")

@@ -1,0 +1,65 @@
+//! Handles: opaque pointers that point nowhere.
+//!
+//! A handle is a number that is given out once. Looking it up yields a counted reference, so that an object which is
+//! freed while another thread uses it lives until that use ends.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock};
+
+use super::errors::Failure;
+
+/// What is behind a handle.
+pub(super) trait Object: Send + Sync + 'static {
+    /// The type that the header declares for it.
+    type Handle;
+
+    /// For messages.
+    const NAME: &'static str;
+}
+
+struct Entry {
+    name: &'static str,
+    object: Arc<dyn Any + Send + Sync>,
+}
+
+static TABLE: LazyLock<RwLock<HashMap<usize, Entry>>> = LazyLock::new(RwLock::default);
+
+/// Handles are odd, which no pointer to an object of C is.
+static NEXT: AtomicUsize = AtomicUsize::new(0x101);
+
+/// Gives an object a handle.
+pub(super) fn insert<T: Object>(object: T) -> *mut T::Handle {
+    let handle = NEXT.fetch_add(2, Ordering::Relaxed);
+    let entry = Entry { name: T::NAME, object: Arc::new(object) };
+    TABLE.write().unwrap_or_else(PoisonError::into_inner).insert(handle, entry);
+    std::ptr::without_provenance_mut(handle)
+}
+
+/// The object behind a handle.
+pub(super) fn get<T: Object>(handle: *const T::Handle) -> Result<Arc<T>, Failure> {
+    let address = handle.addr();
+    if address == 0 {
+        return Err(Failure::handle(format!("the {} is NULL", T::NAME)));
+    }
+    let table = TABLE.read().unwrap_or_else(PoisonError::into_inner);
+    let Some(entry) = table.get(&address) else {
+        return Err(Failure::handle(format!("{address:#x} is no {}: it was freed, or never made", T::NAME)));
+    };
+    let object = entry.object.clone().downcast();
+    object.map_err(|_| Failure::handle(format!("{address:#x} is a {}, not a {}", entry.name, T::NAME)))
+}
+
+/// Takes a handle back; the object goes when nobody uses it any more. NULL and what is no such handle are ignored.
+pub(super) fn remove<T: Object>(handle: *const T::Handle) -> Option<Arc<T>> {
+    let object = get::<T>(handle).ok()?;
+    let entry = TABLE.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.addr());
+    // Dropped only here, where the table is not locked.
+    entry.map(|_| object)
+}
+
+/// Objects that were not freed.
+pub(super) fn count() -> usize {
+    TABLE.read().unwrap_or_else(PoisonError::into_inner).len()
+}
