@@ -69,7 +69,7 @@ static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let model = Model::from_parts(metadata, Arc::new(backbone), heads).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let save = |name: &str, backbone, heads| {
-        model.save(&folder.path().join(name), Save { backbone, heads }).unwrap()
+        model.save(&folder.path().join(name), Save { backbone, heads }).unwrap();
     };
     save("modèle.safetensors", Some(StoredType::F32), true);
     save("backbone.safetensors", Some(StoredType::F32), false);
