@@ -1,6 +1,8 @@
 //! Training for libmdm: heads fitted on a few labelled images, and measures of what they achieve.
 
 pub mod fit;
+pub mod learner;
+pub mod loss;
 pub mod metrics;
 
 #[cfg(test)]

@@ -1,0 +1,117 @@
+//! What pre-training asks of an engine.
+
+use mdm::control::Control;
+use mdm::model::{MapWeights, UnetConfig};
+
+use crate::loss::Loss;
+
+/// What the network of a [`Learner`] looks like and how much of it is in memory at a time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LearnerOptions {
+    /// The network; it has as many output channels as input channels.
+    pub unet: UnetConfig,
+    /// Samples of a micro-batch.
+    pub microbatch: usize,
+    /// Side of the square images, in pixels; a multiple of [`UnetConfig::deepest_downsampling`].
+    pub size: usize,
+    /// What is minimised.
+    pub loss: Loss,
+    /// Whether activations are computed again for the backward pass instead of kept: about a third slower, in a fraction of
+    /// the memory.
+    pub recompute: bool,
+    /// Decay rates of the exponential moving averages of the parameters that are kept; the first is the one exported.
+    pub ema_rates: Vec<f64>,
+}
+
+/// One micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Microbatch<'a> {
+    /// What the network sees, `[microbatch, size, size, channels]`, values in about [-1, 1].
+    pub input: &'a [f32],
+    /// What it is to answer: the image itself, or the noise that was added to it. Shaped as `input`.
+    pub target: &'a [f32],
+    /// One timestep a sample.
+    pub timesteps: &'a [f32],
+}
+
+/// How one step of AdamW (Loshchilov and Hutter 2019) moves the parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Decay rate of the mean of gradients.
+    pub beta1: f64,
+    /// Decay rate of the mean of squared gradients.
+    pub beta2: f64,
+    /// Added to the root of the mean of squares.
+    pub epsilon: f64,
+    /// Share of each parameter that is taken away, times the learning rate.
+    pub weight_decay: f64,
+    /// Gradients whose norm is larger are scaled down to it.
+    pub clip: Option<f64>,
+}
+
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UpdateReport {
+    /// Euclidean norm of the gradient of all parameters, before clipping.
+    pub gradient_norm: f64,
+    /// False where the gradient was not finite: nothing was changed then. Where gradients are scaled for f16, the next step
+    /// uses a smaller scale.
+    pub applied: bool,
+}
+
+/// Parameters and what the optimiser knows of them, each under its checkpoint name.
+#[derive(Clone, Debug, Default)]
+pub struct LearnerState {
+    /// Steps that were applied.
+    pub step: u64,
+    /// The parameters.
+    pub parameters: MapWeights,
+    /// Mean of gradients.
+    pub first_moment: MapWeights,
+    /// Mean of squared gradients.
+    pub second_moment: MapWeights,
+    /// Exponential moving averages, in the order of [`LearnerOptions::ema_rates`].
+    pub ema: Vec<MapWeights>,
+    /// The scale of the loss where gradients are f16; 1 where they are not.
+    pub loss_scale: f32,
+}
+
+/// A network that learns, with its optimiser, on some device.
+pub trait Learner: Send {
+    /// What it was made for.
+    fn options(&self) -> &LearnerOptions;
+
+    /// Runs the network forward and back. `share` of the gradient of the micro-batch's mean loss is added to the gradients
+    /// gathered since the last update.
+    ///
+    /// Returns the mean loss, which may be anything but finite.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](mdm::Error::Invalid) for lengths that are not the options'; `Cancelled` between two operations;
+    /// `OutOfMemory`, `DeviceLost`. After an error the gathered gradients are unspecified until they are
+    /// [dropped](Self::drop_gradients).
+    fn accumulate(&mut self, batch: &Microbatch<'_>, share: f32, control: &Control<'_>) -> mdm::Result<f64>;
+
+    /// What the network answered to the last micro-batch.
+    fn last_answer(&mut self) -> mdm::Result<Vec<f32>>;
+
+    /// Lets `change` read and change all gathered gradients, for example to add those of other machines.
+    fn gradients(&mut self, change: &mut dyn FnMut(&mut [f32]) -> mdm::Result<()>) -> mdm::Result<()>;
+
+    /// Forgets the gathered gradients.
+    fn drop_gradients(&mut self);
+
+    /// Moves parameters by the gathered gradients, then averages, then forgets the gradients.
+    fn update(&mut self, update: &Update) -> mdm::Result<UpdateReport>;
+
+    /// A copy of everything that has to be kept to go on later.
+    fn state(&mut self) -> mdm::Result<LearnerState>;
+
+    /// Goes on from `state`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](mdm::Error::Tensor) where a parameter is missing or has another shape; nothing is changed then.
+    fn restore(&mut self, state: &LearnerState) -> mdm::Result<()>;
+}
