@@ -39,7 +39,7 @@ static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let unet = UnetConfig {
         image_size: 32,
         model_channels: 32,
-        channel_mult: vec![1],
+        channel_mult: vec![1, 1, 1],
         num_res_blocks: 1,
         attention_ds: vec![],
         num_head_channels: Some(32),
