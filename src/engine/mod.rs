@@ -1,10 +1,13 @@
 //! Machines that execute a [`Plan`].
 
 pub(crate) mod canvas;
-mod cpu;
+// The training crate of the same version builds on what is hidden here and in `plan`; nobody else is to.
+#[doc(hidden)]
+pub mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
-mod winograd;
+#[doc(hidden)]
+pub mod winograd;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -21,6 +24,10 @@ use crate::{Error, Result};
 pub trait Engine: Send + Sync {
     /// What it runs on.
     fn info(&self) -> &DeviceInfo;
+
+    /// The engine itself, for the training crate.
+    #[doc(hidden)]
+    fn as_any(&self) -> &dyn std::any::Any;
 
     /// Packs the parameters that `plan` needs and allocates its memory.
     ///

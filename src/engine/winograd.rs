@@ -4,15 +4,15 @@
 //! 0, 1, -1, 2, -2; F(2x2, 3x3)'s are 0, 1, -1 and infinity.
 
 /// Points along one side of the largest tile.
-pub(crate) const MOST_POINTS: usize = 6;
+pub const MOST_POINTS: usize = 6;
 
 /// Products a tile with `tile` x `tile` outputs.
-pub(crate) const fn points(tile: usize) -> usize {
+pub const fn points(tile: usize) -> usize {
     (tile + 2) * (tile + 2)
 }
 
 /// `G g G^T` in f64, for tiles of 4 x 4 or 2 x 2 outputs.
-pub(crate) fn transform_filter(tile: usize, filter: &[f32], mut write: impl FnMut(usize, f32)) {
+pub fn transform_filter(tile: usize, filter: &[f32], mut write: impl FnMut(usize, f32)) {
     let g = |a: f64, b: f64, c: f64| {
         if tile == 2 {
             return [a, (a + b + c) / 2.0, (a - b + c) / 2.0, c, 0.0, 0.0];

@@ -6,7 +6,7 @@ use super::{Op, TensorId, TensorInfo};
 use crate::{Error, Result};
 
 /// Tensors start at multiples of this many f32, one cache line.
-const ALIGNMENT: usize = 16;
+pub const ALIGNMENT: usize = 16;
 
 /// Gives every tensor a range of the arena such that tensors alive at the same time do not overlap. Returns the
 /// arena's length, in units of f32.
@@ -28,23 +28,37 @@ pub(super) fn place(
             .ok_or_else(too_large)?;
         lengths.push(length);
     }
-    let (ranges, arena) = arrange(&lengths, ALIGNMENT, ops, given, kept)?;
+    let (ranges, arena) = arrange(&lengths, ALIGNMENT, &accesses(ops), given, kept)?;
     for (tensor, range) in tensors.iter_mut().zip(ranges) {
         tensor.range = range;
     }
     Ok(arena)
 }
 
+/// What a step reads and what it writes.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Tensors that have a value before the step.
+    pub reads: Vec<TensorId>,
+    /// Tensors that get their value in the step.
+    pub writes: Vec<TensorId>,
+}
+
+/// What each operation reads and writes.
+pub fn accesses(ops: &[Op]) -> Vec<Access> {
+    ops.iter().map(|op| Access { reads: op.inputs(), writes: vec![op.output()] }).collect()
+}
+
 /// Ranges of the given lengths for all tensors, at multiples of `alignment`, and what they take together. Larger tensors
 /// are placed first, each at the lowest offset that is free throughout its life.
-pub(crate) fn arrange(
+pub fn arrange(
     lengths: &[usize],
     alignment: usize,
-    ops: &[Op],
+    steps: &[Access],
     given: &[TensorId],
     kept: &[TensorId],
 ) -> Result<(Vec<Range<usize>>, usize)> {
-    let lives = lifetimes(lengths.len(), ops, given, kept);
+    let lives = lifetimes(lengths.len(), steps, given, kept);
     let mut order: Vec<TensorId> = (0..lengths.len()).collect();
     order.sort_by_key(|&id| (std::cmp::Reverse(lengths[id]), id));
 
@@ -77,20 +91,22 @@ fn too_large() -> Error {
     Error::OutOfMemory("the network's activations exceed the address space; use smaller windows".into())
 }
 
-/// For each tensor the steps during which it holds a value: step i + 1 is the execution of operation i.
-fn lifetimes(count: usize, ops: &[Op], given: &[TensorId], kept: &[TensorId]) -> Vec<Range<usize>> {
+/// For each tensor the times during which it holds a value: time i + 1 is the execution of step i.
+fn lifetimes(count: usize, steps: &[Access], given: &[TensorId], kept: &[TensorId]) -> Vec<Range<usize>> {
     let mut lives = vec![0..0; count];
     for &id in given {
         lives[id] = 0..1;
     }
-    for (index, op) in ops.iter().enumerate() {
-        lives[op.output()] = index + 1..index + 2;
-        for id in op.inputs() {
+    for (index, step) in steps.iter().enumerate() {
+        for &id in &step.writes {
+            lives[id] = index + 1..index + 2;
+        }
+        for &id in &step.reads {
             lives[id].end = index + 2;
         }
     }
     for &id in kept {
-        lives[id].end = ops.len() + 2;
+        lives[id].end = steps.len() + 2;
     }
     lives
 }

@@ -7,7 +7,8 @@
 
 mod builder;
 mod check;
-pub(crate) mod memory;
+#[doc(hidden)]
+pub mod memory;
 
 pub use builder::{CorruptionOptions, PlanOptions};
 

@@ -1,5 +1,6 @@
 //! Training for libmdm: heads fitted on a few labelled images, and measures of what they achieve.
 
+pub mod differentiate;
 pub mod fit;
 pub mod learner;
 pub mod loss;

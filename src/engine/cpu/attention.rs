@@ -12,7 +12,7 @@ use crate::plan::{Plan, TensorId};
 /// Queries of a task.
 const QUERIES: usize = 28;
 
-pub(crate) struct Attention {
+pub struct Attention {
     pub qkv: TensorId,
     pub heads: usize,
     pub qkv_first: bool,
@@ -25,7 +25,7 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    pub(crate) fn new(
+    pub fn new(
         qkv: TensorId,
         heads: usize,
         qkv_first: bool,

@@ -8,13 +8,13 @@ use crate::{Error, Result};
 
 /// f32 values straight from the operating system: aligned to pages, zero at first, in huge pages where there are any
 /// (the kernels walk many megabytes with large strides, which small pages make them pay for).
-pub(crate) struct Buffer {
+pub struct Buffer {
     map: MmapMut,
     len: usize,
 }
 
 impl Buffer {
-    pub(crate) fn zeroed(len: usize) -> Result<Self> {
+    pub fn zeroed(len: usize) -> Result<Self> {
         let failed = || {
             Error::OutOfMemory(format!("{} MiB are not to be had; use smaller windows or batches", len >> 18))
         };
@@ -28,22 +28,22 @@ impl Buffer {
         Ok(Self { map, len })
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.len
     }
 
-    pub(crate) fn slice(&self) -> &[f32] {
+    pub fn slice(&self) -> &[f32] {
         &bytemuck::cast_slice(&self.map)[..self.len]
     }
 
-    pub(crate) fn slice_mut(&mut self) -> &mut [f32] {
+    pub fn slice_mut(&mut self) -> &mut [f32] {
         &mut bytemuck::cast_slice_mut(&mut self.map)[..self.len]
     }
 }
 
 /// A pointer that tasks of one operation share, each writing its own part.
 #[derive(Clone, Copy)]
-pub(crate) struct SharedMut(*mut f32);
+pub struct SharedMut(*mut f32);
 
 // SAFETY: whoever dereferences it promises that no two threads touch the same values.
 unsafe impl Send for SharedMut {}
@@ -51,11 +51,11 @@ unsafe impl Send for SharedMut {}
 unsafe impl Sync for SharedMut {}
 
 impl SharedMut {
-    pub(crate) fn new(slice: &mut [f32]) -> Self {
+    pub fn new(slice: &mut [f32]) -> Self {
         Self(slice.as_mut_ptr())
     }
 
-    pub(crate) fn get(self) -> *mut f32 {
+    pub fn get(self) -> *mut f32 {
         self.0
     }
 
@@ -63,7 +63,7 @@ impl SharedMut {
     ///
     /// # Safety
     /// Stays inside the slice it was made from.
-    pub(crate) unsafe fn add(self, offset: usize) -> Self {
+    pub unsafe fn add(self, offset: usize) -> Self {
         // SAFETY: promised by the caller.
         Self(unsafe { self.0.add(offset) })
     }

@@ -15,7 +15,7 @@ use crate::plan::{Conv, Plan};
 const TASK_INPUT: usize = 1 << 17;
 
 /// 1x1 and 3x3 convolutions with weights in panels.
-pub(crate) struct DirectConv {
+pub struct DirectConv {
     conv: Conv,
     weight: Arc<Buffer>,
     bias: Option<Arc<Buffer>>,
@@ -24,7 +24,7 @@ pub(crate) struct DirectConv {
 }
 
 impl DirectConv {
-    pub(crate) fn new(conv: &Conv, plan: &Plan, weight: Arc<Buffer>, bias: Option<Arc<Buffer>>) -> Self {
+    pub fn new(conv: &Conv, plan: &Plan, weight: Arc<Buffer>, bias: Option<Arc<Buffer>>) -> Self {
         let source = &conv.source;
         let plain = source.norm.is_none() && source.resample == crate::plan::Resample::None;
         let output = &plan.tensors[conv.output];

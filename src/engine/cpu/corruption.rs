@@ -9,7 +9,7 @@ use crate::plan::{Plan, TensorId};
 /// Values that get noise at a time; a multiple of the four numbers that are drawn at once.
 const CHUNK: usize = 1024;
 
-pub(crate) struct Mask {
+pub struct Mask {
     image: TensorId,
     patch: usize,
     hidden: usize,
@@ -19,7 +19,7 @@ pub(crate) struct Mask {
 }
 
 impl Mask {
-    pub(crate) fn new(
+    pub fn new(
         image: TensorId,
         patch: usize,
         hidden: usize,
@@ -68,7 +68,7 @@ impl Step for Mask {
     }
 }
 
-pub(crate) struct AddNoise {
+pub struct AddNoise {
     pub image: TensorId,
     pub signal: f32,
     pub spread: f32,

@@ -12,7 +12,7 @@ use super::step::{Context, ScratchSize, Step};
 use super::upsample::{Between, between, column_between, row_between};
 use crate::plan::{Combine, HeadShape, Plan, TensorId};
 
-pub(crate) struct FeatureNorm {
+pub struct FeatureNorm {
     pub blocks: Vec<TensorId>,
     pub size: (usize, usize),
     pub output: TensorId,
@@ -21,7 +21,7 @@ pub(crate) struct FeatureNorm {
 }
 
 impl FeatureNorm {
-    pub(crate) fn new(blocks: &[TensorId], size: (usize, usize), output: TensorId, plan: &Plan) -> Self {
+    pub fn new(blocks: &[TensorId], size: (usize, usize), output: TensorId, plan: &Plan) -> Self {
         let row = |&id: &TensorId| plan.tensors[id].width * plan.tensors[id].channels;
         let private = blocks.iter().map(row).max().unwrap_or(0);
         Self { blocks: blocks.to_vec(), size, output, batch: plan.options.batch, private }
@@ -94,7 +94,7 @@ impl Kernel for SquaredRow<'_> {
     }
 }
 
-pub(crate) struct Head {
+pub struct Head {
     pub partial_sums: Vec<TensorId>,
     pub feature_norm: Option<TensorId>,
     pub shape: HeadShape,
@@ -107,7 +107,7 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn new(
+    pub fn new(
         partial_sums: &[TensorId],
         feature_norm: Option<TensorId>,
         shape: HeadShape,

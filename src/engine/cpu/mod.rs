@@ -2,25 +2,25 @@
 //!
 //! Results are the same bits whatever the number of threads: threads divide outputs, never sums.
 
-mod attention;
-mod buffer;
-mod conv;
-mod corruption;
-mod head;
-mod network;
-mod norm;
-mod pack;
-mod product;
-mod reader;
-mod simd;
-mod step;
-mod upsample;
-mod vector;
-mod winograd;
+pub mod attention;
+pub mod buffer;
+pub mod conv;
+pub mod corruption;
+pub mod head;
+pub mod network;
+pub mod norm;
+pub mod pack;
+pub mod product;
+pub mod reader;
+pub mod simd;
+pub mod step;
+pub mod upsample;
+pub mod vector;
+pub mod winograd;
 
 use std::sync::{Arc, PoisonError};
 
-pub(crate) use pack::PackedWeights;
+pub use pack::PackedWeights;
 use simd::InstructionSet;
 
 use super::{DeviceInfo, DeviceKind, Engine, Network, WeightCache};
@@ -29,7 +29,7 @@ use crate::plan::Plan;
 use crate::{Error, Result};
 
 /// The host's processor.
-pub(crate) struct CpuEngine {
+pub struct CpuEngine {
     info: DeviceInfo,
     set: InstructionSet,
     pool: Arc<rayon::ThreadPool>,
@@ -37,13 +37,23 @@ pub(crate) struct CpuEngine {
 
 impl CpuEngine {
     /// With one thread a core where `threads` is `None`.
-    pub(crate) fn new(threads: Option<usize>) -> Result<Self> {
+    pub fn new(threads: Option<usize>) -> Result<Self> {
         Self::with_instruction_set(threads, InstructionSet::available()[0])
     }
 
     /// All engines that this machine can run, one for each instruction set, best first.
-    pub(crate) fn all(threads: Option<usize>) -> Result<Vec<Self>> {
+    pub fn all(threads: Option<usize>) -> Result<Vec<Self>> {
         InstructionSet::available().into_iter().map(|set| Self::with_instruction_set(threads, set)).collect()
+    }
+
+    /// The instruction set that was chosen.
+    pub fn set(&self) -> InstructionSet {
+        self.set
+    }
+
+    /// The threads.
+    pub fn pool(&self) -> &Arc<rayon::ThreadPool> {
+        &self.pool
     }
 
     fn with_instruction_set(threads: Option<usize>, set: InstructionSet) -> Result<Self> {
@@ -77,6 +87,10 @@ impl CpuEngine {
 impl Engine for CpuEngine {
     fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
     }
 
     fn prepare(

@@ -31,7 +31,7 @@ const FEW_WEIGHTS: usize = 1 << 16;
 /// Pixels of an output from which Winograd's smaller tiles pay.
 const SMALL_TILE_PIXELS: usize = 64;
 
-pub(crate) struct CpuNetwork {
+pub struct CpuNetwork {
     plan: Plan,
     set: InstructionSet,
     pool: Arc<rayon::ThreadPool>,
@@ -43,7 +43,7 @@ pub(crate) struct CpuNetwork {
 }
 
 impl CpuNetwork {
-    pub(crate) fn new(
+    pub fn new(
         plan: Plan,
         weights: &dyn WeightSource,
         packed: &mut PackedWeights,
@@ -52,7 +52,7 @@ impl CpuNetwork {
     ) -> Result<Self> {
         plan.check()?;
         let threads = pool.current_num_threads();
-        let mut builder = Builder { plan: &plan, weights, packed, set, threads };
+        let mut builder = StepBuilder { plan: &plan, weights, packed, set, threads };
         let steps = plan.ops.iter().map(|op| builder.step(op)).collect::<Result<Vec<_>>>()?;
         let sizes = steps.iter().map(|step| step.scratch());
         let (shared, private) =
@@ -121,15 +121,16 @@ impl Network for CpuNetwork {
     }
 }
 
-struct Builder<'a> {
-    plan: &'a Plan,
-    weights: &'a dyn WeightSource,
-    packed: &'a mut PackedWeights,
-    set: InstructionSet,
-    threads: usize,
+/// Turns operations into steps with packed parameters.
+pub struct StepBuilder<'a> {
+    pub plan: &'a Plan,
+    pub weights: &'a dyn WeightSource,
+    pub packed: &'a mut PackedWeights,
+    pub set: InstructionSet,
+    pub threads: usize,
 }
 
-impl Builder<'_> {
+impl StepBuilder<'_> {
     fn param(&mut self, id: ParamId, layout: Layout) -> Result<Arc<Buffer>> {
         self.packed.get(&self.plan.params[id], layout, self.weights)
     }
@@ -138,7 +139,8 @@ impl Builder<'_> {
         Layout::Panels { panel: self.set.panel(), grouped }
     }
 
-    fn step(&mut self, op: &Op) -> Result<Box<dyn Step>> {
+    /// The step that executes `op`, an operation of the checked plan.
+    pub fn step(&mut self, op: &Op) -> Result<Box<dyn Step>> {
         let plan = self.plan;
         Ok(match op {
             &Op::Mask { image, patch, hidden, timestep, output } => {

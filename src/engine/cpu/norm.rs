@@ -20,7 +20,7 @@ const BLOCK: usize = 256;
 /// Vectors of channels that are summed side by side.
 const VECTORS: usize = 4;
 
-pub(crate) struct Moments {
+pub struct Moments {
     pub input: TensorId,
     pub output: TensorId,
     /// Values of the block sums.
@@ -28,7 +28,7 @@ pub(crate) struct Moments {
 }
 
 impl Moments {
-    pub(crate) fn new(input: TensorId, output: TensorId, plan: &Plan) -> Self {
+    pub fn new(input: TensorId, output: TensorId, plan: &Plan) -> Self {
         let tensor = &plan.tensors[input];
         let blocks = (tensor.height * tensor.width).div_ceil(BLOCK);
         Self { input, output, shared: plan.options.batch * blocks * 2 * tensor.channels }
@@ -153,7 +153,7 @@ impl BlockMoments {
     }
 }
 
-pub(crate) struct NormCoefficients {
+pub struct NormCoefficients {
     pub moments: Vec<TensorId>,
     pub weight: Arc<Buffer>,
     pub bias: Arc<Buffer>,

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 /// How a parameter lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Layout {
+pub enum Layout {
     /// As in the checkpoint.
     Raw,
     /// A matrix `[out, in, taps...]` as panels of `panel` outputs: `[panels][taps][in][panel]`, the last panel padded with
@@ -26,16 +26,11 @@ pub(crate) enum Layout {
 
 /// Packed parameters of one model. An entry is made once and shared by all networks that use it.
 #[derive(Default)]
-pub(crate) struct PackedWeights(HashMap<(String, Layout), Arc<Buffer>>);
+pub struct PackedWeights(HashMap<(String, Layout), Arc<Buffer>>);
 
 impl PackedWeights {
     /// The parameter in the given layout, from `weights` unless it is here already.
-    pub(crate) fn get(
-        &mut self,
-        param: &Param,
-        layout: Layout,
-        weights: &dyn WeightSource,
-    ) -> Result<Arc<Buffer>> {
+    pub fn get(&mut self, param: &Param, layout: Layout, weights: &dyn WeightSource) -> Result<Arc<Buffer>> {
         let key = (param.name.clone(), layout);
         if let Some(known) = self.0.get(&key) {
             return Ok(known.clone());

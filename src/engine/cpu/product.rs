@@ -9,7 +9,7 @@ use super::simd::{Kernel, PANEL_VECTORS, Simd, panel};
 
 /// A part of the inner dimension that is contiguous within each row of the left matrix.
 #[derive(Clone, Copy)]
-pub(crate) struct Segment {
+pub struct Segment {
     /// First row.
     pub start: *const f32,
     /// Values from one row to the next.
@@ -23,7 +23,7 @@ pub(crate) struct Segment {
 ///
 /// # Safety
 /// As a kernel's fields: all pointers are valid for what the sizes say, and `out` is nobody else's.
-pub(crate) struct Product<'a> {
+pub struct Product<'a> {
     pub segments: &'a [Segment],
     pub rows: usize,
     pub right: *const f32,
@@ -49,7 +49,7 @@ impl Kernel for Product<'_> {
 /// # Safety
 /// As for [`Product`].
 #[inline(always)]
-pub(crate) unsafe fn product<S: Simd>(p: &Product<'_>) {
+pub unsafe fn product<S: Simd>(p: &Product<'_>) {
     let inner: usize = p.segments.iter().map(|segment| segment.len).sum();
     // Equal tiles rather than full ones and a thin rest: thin tiles are bound by loading the panel.
     let tiles = p.rows.div_ceil(S::ROWS);

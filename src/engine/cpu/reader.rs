@@ -9,7 +9,7 @@ use crate::plan::Resample;
 
 /// A tensor in the arena: `[batch, height, width, channels]`.
 #[derive(Clone, Copy)]
-pub(crate) struct Map {
+pub struct Map {
     pub data: *const f32,
     pub height: usize,
     pub width: usize,
@@ -23,18 +23,18 @@ unsafe impl Sync for Map {}
 
 impl Map {
     /// The values from `offset` on, which lie in the map.
-    pub(crate) fn at(&self, offset: usize) -> *const f32 {
+    pub fn at(&self, offset: usize) -> *const f32 {
         self.data.wrapping_add(offset)
     }
 
     /// Values of one sample.
-    pub(crate) fn sample_len(&self) -> usize {
+    pub fn sample_len(&self) -> usize {
         self.height * self.width * self.channels
     }
 }
 
 /// A source whose tensors are known.
-pub(crate) struct Reader {
+pub struct Reader {
     pub parts: Vec<Map>,
     /// `[batch, 2 * channels]` and whether SiLU follows.
     pub norm: Option<(Map, bool)>,
@@ -43,12 +43,12 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// Channels of the concatenation.
-    pub(crate) fn channels(&self) -> usize {
+    pub fn channels(&self) -> usize {
         self.parts.iter().map(|part| part.channels).sum()
     }
 
     /// Rows and columns after resampling.
-    pub(crate) fn size(&self) -> (usize, usize) {
+    pub fn size(&self) -> (usize, usize) {
         let Map { height, width, .. } = self.parts[0];
         match self.resample {
             Resample::None => (height, width),
@@ -58,7 +58,7 @@ impl Reader {
     }
 
     /// Whether this is one tensor as it is.
-    pub(crate) fn is_plain(&self) -> bool {
+    pub fn is_plain(&self) -> bool {
         self.parts.len() == 1 && self.norm.is_none() && self.resample == Resample::None
     }
 
@@ -69,7 +69,7 @@ impl Reader {
     /// The maps are valid, `sample` is in the batch, `channels` lie in the concatenation, and `out` takes the pixels.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "a window into a four-dimensional tensor")]
-    pub(crate) unsafe fn row<S: Simd>(
+    pub unsafe fn row<S: Simd>(
         &self,
         sample: usize,
         y: isize,
@@ -245,7 +245,7 @@ unsafe fn apply<S: Simd, const MODE: u8>(value: S::V, scale: S::V, shift: S::V) 
 /// # Safety
 /// `from` is valid for `lanes` values.
 #[inline(always)]
-pub(crate) unsafe fn load<S: Simd>(from: *const f32, lanes: usize) -> S::V {
+pub unsafe fn load<S: Simd>(from: *const f32, lanes: usize) -> S::V {
     // SAFETY: promised by the caller.
     unsafe {
         if lanes == S::LANES {
@@ -262,7 +262,7 @@ pub(crate) unsafe fn load<S: Simd>(from: *const f32, lanes: usize) -> S::V {
 /// # Safety
 /// `to` is valid for `lanes` values.
 #[inline(always)]
-pub(crate) unsafe fn store<S: Simd>(to: *mut f32, value: S::V, lanes: usize) {
+pub unsafe fn store<S: Simd>(to: *mut f32, value: S::V, lanes: usize) {
     // SAFETY: promised by the caller.
     unsafe {
         if lanes == S::LANES {

@@ -13,7 +13,7 @@ use crate::corruption::NoiseKey;
 use crate::plan::{Plan, Source, TensorId};
 
 /// An operation with its packed parameters.
-pub(crate) trait Step: Send + Sync {
+pub trait Step: Send + Sync {
     /// Scratch memory it needs.
     fn scratch(&self) -> ScratchSize {
         ScratchSize::default()
@@ -25,7 +25,7 @@ pub(crate) trait Step: Send + Sync {
 
 /// Scratch memory in units of f32.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct ScratchSize {
+pub struct ScratchSize {
     /// One buffer for the whole operation.
     pub shared: usize,
     /// One buffer for each thread.
@@ -33,7 +33,7 @@ pub(crate) struct ScratchSize {
 }
 
 /// What an operation sees while it runs.
-pub(crate) struct Context<'a> {
+pub struct Context<'a> {
     pub set: InstructionSet,
     pub plan: &'a Plan,
     pub arena: SharedMut,
@@ -45,12 +45,12 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    pub(crate) fn batch(&self) -> usize {
+    pub fn batch(&self) -> usize {
         self.plan.options.batch
     }
 
     /// A tensor that the operation reads.
-    pub(crate) fn map(&self, id: TensorId) -> Map {
+    pub fn map(&self, id: TensorId) -> Map {
         let tensor = &self.plan.tensors[id];
         // SAFETY: the plan was checked: ranges lie in the arena.
         let data = unsafe { self.arena.add(tensor.range.start) }.get();
@@ -58,12 +58,12 @@ impl Context<'_> {
     }
 
     /// The tensor that the operation writes. The plan was checked: it overlaps nothing that the operation reads.
-    pub(crate) fn output(&self, id: TensorId) -> SharedMut {
+    pub fn output(&self, id: TensorId) -> SharedMut {
         // SAFETY: as above.
         unsafe { self.arena.add(self.plan.tensors[id].range.start) }
     }
 
-    pub(crate) fn reader(&self, source: &Source) -> Reader {
+    pub fn reader(&self, source: &Source) -> Reader {
         Reader {
             parts: source.parts.iter().map(|&part| self.map(part)).collect(),
             norm: source.norm.map(|norm| (self.map(norm.coefficients), norm.silu)),
@@ -72,7 +72,7 @@ impl Context<'_> {
     }
 
     /// Calls `task` for `0..count` on all threads of the pool that this runs in.
-    pub(crate) fn parallel(&self, count: usize, task: impl Fn(usize) + Sync + Send) {
+    pub fn parallel(&self, count: usize, task: impl Fn(usize) + Sync + Send) {
         if count <= 1 || self.private.len() == 1 {
             (0..count).for_each(task);
         } else {
@@ -81,7 +81,7 @@ impl Context<'_> {
     }
 
     /// The calling thread's own scratch memory.
-    pub(crate) fn with_private<R>(&self, work: impl FnOnce(*mut f32) -> R) -> R {
+    pub fn with_private<R>(&self, work: impl FnOnce(*mut f32) -> R) -> R {
         let thread = rayon::current_thread_index().unwrap_or(0);
         // A poisoned lock means that a task panicked; its scratch memory is as good as any.
         let mut buffer = self.private[thread].lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,7 +92,7 @@ impl Context<'_> {
     ///
     /// # Safety
     /// The kernel's fields keep their promises.
-    pub(crate) unsafe fn dispatch<K: Kernel>(&self, kernel: K) -> K::Output {
+    pub unsafe fn dispatch<K: Kernel>(&self, kernel: K) -> K::Output {
         // SAFETY: the engine chose one of the available sets.
         unsafe { self.set.run(kernel) }
     }

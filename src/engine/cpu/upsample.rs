@@ -9,7 +9,7 @@ use super::simd::Simd;
 
 /// Where an output position lies between two input positions.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Between {
+pub struct Between {
     pub first: usize,
     pub second: usize,
     /// Share of the second.
@@ -17,7 +17,7 @@ pub(crate) struct Between {
 }
 
 /// Position `at` of `size` outputs among `from` inputs.
-pub(crate) fn between(at: usize, size: usize, from: usize) -> Between {
+pub fn between(at: usize, size: usize, from: usize) -> Between {
     let position = ((at as f64 + 0.5) * from as f64 / size as f64 - 0.5).max(0.0);
     let first = (position as usize).min(from - 1);
     Between { first, second: (first + 1).min(from - 1), share: (position - first as f64) as f32 }
@@ -28,7 +28,7 @@ pub(crate) fn between(at: usize, size: usize, from: usize) -> Between {
 /// # Safety
 /// The map is valid, `channels` are its own, and `out` takes the row.
 #[inline(always)]
-pub(crate) unsafe fn row_between<S: Simd>(
+pub unsafe fn row_between<S: Simd>(
     map: &Map,
     sample: usize,
     y: usize,
@@ -63,7 +63,7 @@ pub(crate) unsafe fn row_between<S: Simd>(
 /// # Safety
 /// The row holds `channels` values at both columns.
 #[inline(always)]
-pub(crate) unsafe fn column_between<S: Simd>(
+pub unsafe fn column_between<S: Simd>(
     row: *const f32,
     channels: usize,
     x: Between,

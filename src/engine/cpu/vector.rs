@@ -10,7 +10,7 @@ use super::simd::{Kernel, Simd};
 use super::step::{Context, ScratchSize, Step};
 use crate::plan::TensorId;
 
-pub(crate) struct Sinusoid {
+pub struct Sinusoid {
     pub timesteps: TensorId,
     pub output: TensorId,
 }
@@ -34,7 +34,7 @@ impl Step for Sinusoid {
     }
 }
 
-pub(crate) struct Linear {
+pub struct Linear {
     pub input: TensorId,
     pub silu: bool,
     pub weight: Arc<Buffer>,

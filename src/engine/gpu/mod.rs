@@ -94,6 +94,10 @@ impl Engine for GpuEngine {
         &self.info
     }
 
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+
     fn prepare(
         &self,
         plan: Plan,

@@ -69,7 +69,8 @@ impl GpuNetwork {
         let lengths: Vec<usize> =
             plan.tensors.iter().zip(&places).map(|pair| size(pair).next_multiple_of(4)).collect();
         let given: Vec<TensorId> = plan.images.iter().chain(&plan.timesteps).copied().collect();
-        let (ranges, arena_len) = memory::arrange(&lengths, ALIGNMENT, &plan.ops, &given, &plan.outputs)?;
+        let (ranges, arena_len) =
+            memory::arrange(&lengths, ALIGNMENT, &memory::accesses(&plan.ops), &given, &plan.outputs)?;
 
         let mut calls = Vec::with_capacity(plan.ops.len());
         let mut scratch_len = 0;

@@ -6,10 +6,10 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
-mod neon;
-mod portable;
+pub mod neon;
+pub mod portable;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+pub mod x86;
 
 /// Vectors of f32.
 ///
@@ -17,7 +17,7 @@ mod x86;
 /// All methods require the instruction set they are implemented for; pointers must be valid for [`LANES`](Self::LANES)
 /// values, of any alignment.
 #[allow(clippy::missing_safety_doc, reason = "stated for the trait")]
-pub(crate) trait Simd: Copy + 'static {
+pub trait Simd: Copy + 'static {
     /// Values in a vector.
     const LANES: usize;
     /// Rows of a matrix product's register tile, which is [`PANEL_VECTORS`] vectors wide.
@@ -78,15 +78,15 @@ pub(crate) trait Simd: Copy + 'static {
 }
 
 /// Vectors in a row of a packed panel.
-pub(crate) const PANEL_VECTORS: usize = 2;
+pub const PANEL_VECTORS: usize = 2;
 
 /// Columns of a packed panel.
-pub(crate) const fn panel<S: Simd>() -> usize {
+pub const fn panel<S: Simd>() -> usize {
     PANEL_VECTORS * S::LANES
 }
 
 /// A computation that is compiled for every instruction set.
-pub(crate) trait Kernel {
+pub trait Kernel {
     type Output;
     /// # Safety
     /// The instruction set of `S` is there, and whatever the kernel's own fields promise.
@@ -95,7 +95,7 @@ pub(crate) trait Kernel {
 
 /// The instruction sets this build knows for this architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum InstructionSet {
+pub enum InstructionSet {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -107,7 +107,7 @@ pub(crate) enum InstructionSet {
 
 impl InstructionSet {
     /// All that this machine can run, best first.
-    pub(crate) fn available() -> Vec<Self> {
+    pub fn available() -> Vec<Self> {
         let mut sets = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
@@ -126,7 +126,7 @@ impl InstructionSet {
         sets
     }
 
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
@@ -139,7 +139,7 @@ impl InstructionSet {
     }
 
     /// Columns of a packed panel.
-    pub(crate) fn panel(self) -> usize {
+    pub fn panel(self) -> usize {
         match self {
             Self::Portable => panel::<portable::Portable>(),
             #[cfg(target_arch = "x86_64")]
@@ -155,7 +155,7 @@ impl InstructionSet {
     ///
     /// # Safety
     /// `self` is one of [`available`](Self::available), and the kernel's fields keep their promises.
-    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: passed on to the caller.
         unsafe {
             match self {

@@ -5,12 +5,12 @@ use std::arch::aarch64::*;
 use super::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
-pub(crate) struct Neon;
+pub struct Neon;
 
 /// # Safety
 /// NEON is there, and the kernel's fields keep their promises.
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn neon<K: Kernel>(kernel: K) -> K::Output {
+pub unsafe fn neon<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the feature is enabled for this function.
     unsafe { kernel.run::<Neon>() }
 }

@@ -3,7 +3,7 @@
 use super::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
-pub(crate) struct Portable;
+pub struct Portable;
 
 type V = [f32; 4];
 

@@ -5,15 +5,15 @@ use std::arch::x86_64::*;
 use super::{Kernel, Simd};
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub struct Avx2;
 
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub struct Avx512;
 
 /// # Safety
 /// AVX2 and FMA are there, and the kernel's fields keep their promises.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
+pub unsafe fn avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the features are enabled for this function.
     unsafe { kernel.run::<Avx2>() }
 }
@@ -30,7 +30,7 @@ unsafe fn avx2_outlined<K: Kernel<Output = ()>>(kernel: K) {
 /// # Safety
 /// AVX-512 F and DQ are there, and the kernel's fields keep their promises.
 #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
-pub(super) unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
+pub unsafe fn avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the features are enabled for this function.
     unsafe { kernel.run::<Avx512>() }
 }

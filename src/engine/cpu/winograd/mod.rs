@@ -8,7 +8,7 @@
 
 #![allow(unsafe_code)]
 
-mod transform;
+pub mod transform;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ const MANY_WEIGHTS: usize = 1 << 14;
 
 /// A convolution for which Winograd was chosen, with tiles of `TILE` x `TILE` outputs. Its channels are multiples of
 /// [`CHUNK`].
-pub(crate) struct WinogradConv<const TILE: usize> {
+pub struct WinogradConv<const TILE: usize> {
     conv: Conv,
     weight: Arc<Buffer>,
     bias: Option<Arc<Buffer>>,
@@ -55,7 +55,7 @@ enum Work {
 }
 
 /// Whether Winograd's algorithm can be used.
-pub(crate) fn fits(conv: &Conv, plan: &Plan) -> bool {
+pub fn fits(conv: &Conv, plan: &Plan) -> bool {
     let channels = |&id: &usize| plan.tensors[id].channels;
     conv.kernel == 3
         && conv.stride == 1
@@ -72,7 +72,7 @@ impl<const TILE: usize> WinogradConv<TILE> {
     const SIDE: usize = TILE + 2;
     const POINTS: usize = points(TILE);
 
-    pub(crate) fn new(
+    pub fn new(
         conv: &Conv,
         plan: &Plan,
         weight: Arc<Buffer>,

@@ -43,7 +43,7 @@ unsafe fn input_transform<S: Simd, const TILE: usize>(d: [S::V; MOST_POINTS]) ->
 /// # Safety
 /// The ring has as many rows as the tile, and `to` takes a vector a point, `point_stride` apart.
 #[inline(always)]
-pub(super) unsafe fn input_tile<S: Simd, const TILE: usize>(
+pub unsafe fn input_tile<S: Simd, const TILE: usize>(
     from: *const f32,
     row_len: usize,
     first: usize,
@@ -108,14 +108,14 @@ unsafe fn output_transform<S: Simd, const TILE: usize>(m: [S::V; MOST_POINTS]) -
 }
 
 /// Where a tile of outputs goes.
-pub(super) struct Target {
-    pub(super) to: *mut f32,
+pub struct Target {
+    pub to: *mut f32,
     /// What is added, laid out like the output, or null.
-    pub(super) added: *const f32,
-    pub(super) row_stride: usize,
-    pub(super) pixel_stride: usize,
+    pub added: *const f32,
+    pub row_stride: usize,
+    pub pixel_stride: usize,
     /// Rows and columns inside the image.
-    pub(super) size: (usize, usize),
+    pub size: (usize, usize),
 }
 
 /// `A^T m A + bias` for one tile.
@@ -123,7 +123,7 @@ pub(super) struct Target {
 /// # Safety
 /// `from` has a vector a point, `point_stride` apart; the target takes the pixels inside the image.
 #[inline(always)]
-pub(super) unsafe fn output_tile<S: Simd, const TILE: usize>(
+pub unsafe fn output_tile<S: Simd, const TILE: usize>(
     from: *const f32,
     point_stride: usize,
     bias: S::V,
