@@ -28,10 +28,6 @@ impl Buffer {
         Ok(Self { map, len })
     }
 
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
     pub fn slice(&self) -> &[f32] {
         &bytemuck::cast_slice(&self.map)[..self.len]
     }

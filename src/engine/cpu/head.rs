@@ -192,7 +192,7 @@ impl Kernel for Row<'_> {
         let HeadShape { heads, hidden, classes, .. } = self.step.shape;
         let (height, width) = self.step.size;
         let [_, second, second_bias, third, third_bias] = &self.step.params;
-        let (second_len, third_len) = (second.len() / heads, third.len() / heads);
+        let (second_len, third_len) = (second.slice().len() / heads, third.slice().len() / heads);
         // SAFETY: scratch is divided as `Head::scratch` adds it up; parameters have the plan's shapes.
         unsafe {
             let first = self.scratch.add(self.step.row_len);

@@ -163,7 +163,7 @@ pub struct NormCoefficients {
 
 impl Step for NormCoefficients {
     fn run(&self, context: &Context<'_>) {
-        let channels = self.weight.len();
+        let channels = self.weight.slice().len();
         let width = channels / GROUPS;
         let parts: Vec<Map> = self.moments.iter().map(|&id| context.map(id)).collect();
         let output = context.output(self.output);
