@@ -97,6 +97,9 @@ pub trait Learner: Send {
     /// What the network answered to the last micro-batch.
     fn last_answer(&mut self) -> mdm::Result<Vec<f32>>;
 
+    /// The parameters' names, in the order in which [`gradients`](Self::gradients) lie.
+    fn parameters(&self) -> &[String];
+
     /// Lets `change` read and change all gathered gradients, for example to add those of other machines.
     fn gradients(&mut self, change: &mut dyn FnMut(&mut [f32]) -> mdm::Result<()>) -> mdm::Result<()>;
 

@@ -1,10 +1,12 @@
 //! Training for libmdm: heads fitted on a few labelled images, and measures of what they achieve.
 
 pub mod differentiate;
+pub mod engine;
 pub mod fit;
 pub mod learner;
 pub mod loss;
 pub mod metrics;
+pub mod optimise;
 
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]

@@ -1,5 +1,7 @@
 //! What pre-training minimises, and its gradient.
 
+mod evaluate;
+
 /// How far a restored image is from the original.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Loss {

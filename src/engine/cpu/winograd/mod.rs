@@ -24,7 +24,7 @@ use crate::engine::winograd::points;
 use crate::plan::{Conv, Plan};
 
 /// Channels that are read and transformed at a time.
-const CHUNK: usize = 32;
+pub const CHUNK: usize = 32;
 
 /// Tiles of a task at most. More tiles read the weights less often; fewer stay in cache.
 const BLOCK_TILES: usize = 64;

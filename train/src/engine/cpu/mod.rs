@@ -1,0 +1,426 @@
+//! Training on the host's processor, in f32 on all cores.
+
+#![allow(unsafe_code)]
+
+mod attention;
+mod conv_weight;
+mod maps;
+mod outer;
+mod vectors;
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use mdm::control::Control;
+use mdm::engine::cpu::buffer::{Buffer, SharedMut};
+use mdm::engine::cpu::network::StepBuilder;
+use mdm::engine::cpu::simd::InstructionSet;
+use mdm::engine::cpu::step::{Context, ScratchSize};
+use mdm::engine::cpu::{CpuEngine, PackedWeights};
+use mdm::plan::TensorInfo;
+use mdm::{Error, Result};
+
+use self::attention::Attention;
+use self::conv_weight::ConvWeight;
+use self::vectors::{Linear, NormCoefficients};
+use super::parameters::{Gradients, Places, Values};
+use crate::differentiate::{Gradient, Instruction, Program};
+use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch, Update, UpdateReport};
+use crate::optimise;
+
+/// A program with its memory.
+pub struct CpuProgram {
+    program: Program,
+    set: InstructionSet,
+    pool: Arc<rayon::ThreadPool>,
+    arena: Buffer,
+    shared: Buffer,
+    private: Vec<Mutex<Buffer>>,
+    seconds: Vec<f64>,
+}
+
+impl CpuProgram {
+    /// Allocates memory for `program`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(engine: &CpuEngine, program: Program) -> Result<Self> {
+        let (set, pool) = (engine.set(), engine.pool().clone());
+        let threads = pool.current_num_threads();
+        let mut size = ScratchSize::default();
+        // Steps are made anew whenever they run, since their weights change; here they only say what they need.
+        let places = Places::new(program.params());
+        let zeros = Buffer::zeroed(places.len())?;
+        let values = Values { places: &places, flat: zeros.slice() };
+        for instruction in &program.instructions {
+            let one = match instruction {
+                Instruction::Network(op) => pool.install(|| {
+                    let packed = &mut PackedWeights::default();
+                    let mut builder =
+                        StepBuilder { plan: &program.plan, weights: &values, packed, set, threads };
+                    Ok::<_, Error>(builder.step(op)?.scratch())
+                })?,
+                Instruction::Gradient(gradient) => scratch(gradient, &program, set.panel()),
+            };
+            size.shared = size.shared.max(one.shared);
+            size.private = size.private.max(one.private);
+        }
+        let private =
+            (0..threads).map(|_| Buffer::zeroed(size.private).map(Mutex::new)).collect::<Result<_>>()?;
+        Ok(Self {
+            arena: Buffer::zeroed(program.plan.arena_len)?,
+            shared: Buffer::zeroed(size.shared)?,
+            private,
+            seconds: vec![0.0; program.instructions.len()],
+            set,
+            pool,
+            program,
+        })
+    }
+
+    /// What it executes.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Seconds spent in each instruction since it was made.
+    pub fn seconds(&self) -> &[f64] {
+        &self.seconds
+    }
+
+    /// Runs the program on `given`, values of tensors, and adds `share` of the gradients of all parameters to `gradients`.
+    /// Returns the loss.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] between two instructions; [`Error::OutOfMemory`].
+    pub fn run(
+        &mut self,
+        given: &[(usize, &[f32])],
+        values: &Values<'_>,
+        gradients: &mut Buffer,
+        share: f32,
+        control: &Control<'_>,
+    ) -> Result<f64> {
+        let plan = &self.program.plan;
+        let arena = self.arena.slice_mut();
+        for (id, values) in given {
+            let range = plan.tensors[*id].range.clone();
+            if range.len() != values.len() {
+                return Err(Error::invalid(
+                    "micro-batch",
+                    format!("has {} values where the network has {}", values.len(), range.len()),
+                ));
+            }
+            arena[range].copy_from_slice(values);
+        }
+        let context = Context {
+            set: self.set,
+            plan,
+            arena: SharedMut::new(arena),
+            classes: &[],
+            noise: &[],
+            shared: SharedMut::new(self.shared.slice_mut()),
+            private: &self.private,
+        };
+        let gradients = Gradients::new(values.places, gradients);
+        let (program, threads, seconds) = (&self.program, self.private.len(), &mut self.seconds);
+        self.pool.install(|| {
+            let mut loss = 0.0;
+            for (instruction, seconds) in program.instructions.iter().zip(seconds) {
+                control.check()?;
+                let start = Instant::now();
+                match instruction {
+                    Instruction::Network(op) => {
+                        let packed = &mut PackedWeights::default();
+                        let (plan, set) = (&program.plan, context.set);
+                        let mut builder = StepBuilder { plan, weights: values, packed, set, threads };
+                        builder.step(op)?.run(&context);
+                    }
+                    Instruction::Gradient(gradient) => {
+                        if let Some(value) = run(gradient, &context, values, &gradients, share) {
+                            loss = value;
+                        }
+                    }
+                }
+                *seconds += start.elapsed().as_secs_f64();
+            }
+            Ok(loss)
+        })
+    }
+
+    /// The value of a tensor that is kept.
+    pub fn tensor(&self, id: usize) -> &[f32] {
+        &self.arena.slice()[self.program.plan.tensors[id].range.clone()]
+    }
+}
+
+fn scratch(gradient: &Gradient, program: &Program, panel: usize) -> ScratchSize {
+    let plan = &program.plan;
+    let batch = plan.options.batch;
+    let shape = |id: &usize| {
+        let TensorInfo { height, width, channels, .. } = plan.tensors[*id];
+        (height * width, channels)
+    };
+    let shared = match gradient {
+        Gradient::ConvWeight { source, gradient, weight, kernel, stride } => {
+            let op =
+                ConvWeight { source, gradient: *gradient, weight: *weight, kernel: *kernel, stride: *stride };
+            return op.scratch(plan);
+        }
+        &Gradient::Attention { qkv, heads, qkv_first, gradient, output } => {
+            return Attention { qkv, heads, qkv_first, gradient, output }.scratch(plan, panel);
+        }
+        Gradient::ChannelSums { gradient, .. } => maps::sums_scratch(&[shape(gradient)], batch, 1),
+        Gradient::NormSums { source, .. } => {
+            source.parts.iter().map(|part| maps::sums_scratch(&[shape(part)], batch, 2)).max().unwrap_or(0)
+        }
+        Gradient::Linear { input, .. } => Linear::scratch(batch, plan.tensors[*input].channels),
+        Gradient::Loss { .. }
+        | Gradient::Spread { .. }
+        | Gradient::NormCoefficients { .. }
+        | Gradient::Sum { .. } => 0,
+    };
+    ScratchSize { shared, private: 0 }
+}
+
+/// Runs one gradient; that of the loss returns the loss.
+fn run(
+    gradient: &Gradient,
+    context: &Context<'_>,
+    values: &Values<'_>,
+    gradients: &Gradients<'_>,
+    share: f32,
+) -> Option<f64> {
+    let param = |id: usize| &values.flat[values.places.range(id)];
+    match gradient {
+        Gradient::Loss { loss, answer, target, output } => {
+            let tensor = &context.plan.tensors[*answer];
+            let shape = [context.batch(), tensor.height, tensor.width, tensor.channels];
+            let len = shape.iter().product();
+            // SAFETY: the plan was checked: tensors lie in the arena, and the output overlaps neither of the others.
+            let (answer, target, output) = unsafe {
+                (
+                    std::slice::from_raw_parts(context.map(*answer).data, len),
+                    std::slice::from_raw_parts(context.map(*target).data, len),
+                    std::slice::from_raw_parts_mut(context.output(*output).get(), len),
+                )
+            };
+            let value = loss.evaluate(shape, answer, target, output);
+            output.iter_mut().for_each(|value| *value *= share);
+            return Some(value);
+        }
+        Gradient::ConvWeight { source, gradient, weight, kernel, stride } => {
+            ConvWeight { source, gradient: *gradient, weight: *weight, kernel: *kernel, stride: *stride }
+                .run(context, gradients);
+        }
+        Gradient::ChannelSums { gradient, bias, output } => {
+            let channels = context.plan.tensors[*gradient].channels;
+            let mut totals = vec![0.0; channels];
+            let out = output.map(|id| context.output(id));
+            maps::channel_sums(context, *gradient, |sample, c, sum| {
+                totals[c] += sum;
+                if let Some(out) = out {
+                    // SAFETY: one value a channel and sample.
+                    unsafe { *out.get().add(sample * channels + c) = sum as f32 };
+                }
+            });
+            if let Some(bias) = bias {
+                gradients.add(*bias, &totals);
+            }
+        }
+        Gradient::Spread { input, output } => maps::spread(context, *input, *output),
+        Gradient::NormSums { source, gradient, output } => {
+            maps::norm_sums(context, source, *gradient, *output);
+        }
+        Gradient::NormCoefficients {
+            moments,
+            pixels,
+            weight,
+            bias,
+            scale_shift,
+            gradient,
+            outputs,
+            scale_shift_output,
+        } => NormCoefficients {
+            moments,
+            pixels: *pixels,
+            weight: param(*weight),
+            bias: param(*bias),
+            weight_id: *weight,
+            bias_id: *bias,
+            scale_shift: *scale_shift,
+            gradient: *gradient,
+            outputs,
+            scale_shift_output: *scale_shift_output,
+        }
+        .run(context, gradients),
+        Gradient::Sum { tensor, contributions, output } => {
+            maps::sum(context, *tensor, contributions, *output);
+        }
+        Gradient::Linear { input, silu, weight, bias, gradient, output } => Linear {
+            input: *input,
+            silu: *silu,
+            weight: param(*weight),
+            weight_id: *weight,
+            bias_id: *bias,
+            gradient: *gradient,
+            output: *output,
+        }
+        .run(context, gradients),
+        &Gradient::Attention { qkv, heads, qkv_first, gradient, output } => {
+            Attention { qkv, heads, qkv_first, gradient, output }.run(context);
+        }
+    }
+    None
+}
+
+/// A network that learns on the host's processor.
+pub struct CpuLearner {
+    options: LearnerOptions,
+    program: CpuProgram,
+    places: Places,
+    names: Vec<String>,
+    step: u64,
+    parameters: Buffer,
+    gradients: Buffer,
+    first_moment: Buffer,
+    second_moment: Buffer,
+    ema: Vec<Buffer>,
+}
+
+impl CpuLearner {
+    /// A learner that goes on from `state`.
+    ///
+    /// # Errors
+    /// As [`learner`](super::learner).
+    pub fn new(engine: &CpuEngine, options: LearnerOptions, state: &LearnerState) -> Result<Self> {
+        let program =
+            Program::new(&options.unet, options.microbatch, options.size, options.loss, options.recompute)?;
+        let places = Places::new(program.params());
+        let buffer = || Buffer::zeroed(places.len());
+        let mut learner = Self {
+            parameters: buffer()?,
+            gradients: buffer()?,
+            first_moment: buffer()?,
+            second_moment: buffer()?,
+            ema: options.ema_rates.iter().map(|_| buffer()).collect::<Result<_>>()?,
+            program: CpuProgram::new(engine, program)?,
+            options,
+            names: places.params().iter().map(|param| param.name.clone()).collect(),
+            places,
+            step: 0,
+        };
+        learner.restore(state)?;
+        Ok(learner)
+    }
+
+    /// Instructions and the seconds spent in each.
+    pub fn timings(&self) -> impl Iterator<Item = (&Instruction, f64)> {
+        self.program.program.instructions.iter().zip(self.program.seconds.iter().copied())
+    }
+
+    /// Bytes of activations and scratch memory.
+    pub fn working_bytes(&self) -> usize {
+        let private: usize = self
+            .program
+            .private
+            .iter()
+            .map(|buffer| buffer.lock().map_or(0, |buffer| buffer.slice().len()))
+            .sum();
+        size_of::<f32>() * (self.program.arena.slice().len() + self.program.shared.slice().len() + private)
+    }
+}
+
+impl Learner for CpuLearner {
+    fn options(&self) -> &LearnerOptions {
+        &self.options
+    }
+
+    fn accumulate(&mut self, batch: &Microbatch<'_>, share: f32, control: &Control<'_>) -> Result<f64> {
+        let program = &self.program.program;
+        let (image, timesteps) = (program.plan.images[0], program.plan.timesteps[0]);
+        let given = [(image, batch.input), (program.target, batch.target), (timesteps, batch.timesteps)];
+        let values = Values { places: &self.places, flat: self.parameters.slice() };
+        self.program.run(&given, &values, &mut self.gradients, share, control)
+    }
+
+    fn last_answer(&mut self) -> Result<Vec<f32>> {
+        Ok(self.program.tensor(self.program.program.answer).to_vec())
+    }
+
+    fn parameters(&self) -> &[String] {
+        &self.names
+    }
+
+    fn gradients(&mut self, change: &mut dyn FnMut(&mut [f32]) -> Result<()>) -> Result<()> {
+        change(self.gradients.slice_mut())
+    }
+
+    fn drop_gradients(&mut self) {
+        self.gradients.slice_mut().fill(0.0);
+    }
+
+    fn update(&mut self, update: &Update) -> Result<UpdateReport> {
+        let pool = self.program.pool.clone();
+        pool.install(|| {
+            let gradient_norm = optimise::norm(self.gradients.slice());
+            let applied = gradient_norm.is_finite();
+            if applied {
+                self.step += 1;
+                let mut ema: Vec<(f64, &mut [f32])> = self
+                    .options
+                    .ema_rates
+                    .iter()
+                    .copied()
+                    .zip(self.ema.iter_mut().map(Buffer::slice_mut))
+                    .collect();
+                let scale = update.clip.map_or(1.0, |clip| (clip / gradient_norm).min(1.0));
+                optimise::adamw(
+                    update,
+                    self.step,
+                    scale,
+                    self.gradients.slice(),
+                    &mut optimise::Parameters {
+                        values: self.parameters.slice_mut(),
+                        first_moment: self.first_moment.slice_mut(),
+                        second_moment: self.second_moment.slice_mut(),
+                        ema: &mut ema,
+                    },
+                );
+            }
+            self.gradients.slice_mut().fill(0.0);
+            Ok(UpdateReport { gradient_norm, applied })
+        })
+    }
+
+    fn state(&mut self) -> Result<LearnerState> {
+        Ok(LearnerState {
+            step: self.step,
+            parameters: self.places.split(self.parameters.slice()),
+            first_moment: self.places.split(self.first_moment.slice()),
+            second_moment: self.places.split(self.second_moment.slice()),
+            ema: self.ema.iter().map(|ema| self.places.split(ema.slice())).collect(),
+            loss_scale: 1.0,
+        })
+    }
+
+    fn restore(&mut self, state: &LearnerState) -> Result<()> {
+        if state.ema.len() != self.ema.len() {
+            let reason = format!("{} are there, {} are kept", state.ema.len(), self.ema.len());
+            return Err(Error::invalid("moving averages", reason));
+        }
+        // Into new memory first: nothing is changed where a tensor is missing.
+        let load = |map| {
+            let mut buffer = Buffer::zeroed(self.places.len())?;
+            self.places.join(map, buffer.slice_mut())?;
+            Ok::<_, Error>(buffer)
+        };
+        let parameters = load(&state.parameters)?;
+        let (first, second) = (load(&state.first_moment)?, load(&state.second_moment)?);
+        let ema = state.ema.iter().map(load).collect::<Result<_>>()?;
+        (self.parameters, self.first_moment, self.second_moment, self.ema) = (parameters, first, second, ema);
+        self.step = state.step;
+        self.drop_gradients();
+        Ok(())
+    }
+}

@@ -1,0 +1,21 @@
+//! Engines that learn: the gradients of every operation, and what runs a training step.
+
+pub mod cpu;
+pub mod parameters;
+
+use mdm::engine::cpu::CpuEngine;
+use mdm::{Device, Error, Result};
+
+use crate::learner::{Learner, LearnerOptions, LearnerState};
+
+/// A network that learns on `device`, going on from `state`.
+///
+/// # Errors
+/// [`Error::Invalid`] for networks that cannot be trained; [`Error::Tensor`] where a parameter is missing or has another shape;
+/// [`Error::OutOfMemory`]; [`Error::Device`] for devices that cannot train.
+pub fn learner(device: &Device, options: &LearnerOptions, state: &LearnerState) -> Result<Box<dyn Learner>> {
+    if let Some(engine) = device.engine().as_any().downcast_ref::<CpuEngine>() {
+        return Ok(Box::new(cpu::CpuLearner::new(engine, options.clone(), state)?));
+    }
+    Err(Error::Device(format!("{} cannot train; choose \"cpu\"", device.info().name)))
+}
