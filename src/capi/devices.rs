@@ -148,8 +148,10 @@ impl Object for DeviceList {
     const NAME: &'static str = "device list";
 }
 
-pub(super) struct OpenDevice {
-    pub(super) device: Device,
+#[doc(hidden)]
+pub struct OpenDevice {
+    #[doc(hidden)]
+    pub device: Device,
     described: Described,
     reason: CString,
 }
@@ -163,7 +165,8 @@ impl Object for OpenDevice {
 ///
 /// # Safety
 /// `text` is NULL or ends with a NUL.
-pub(super) unsafe fn utf8<'a>(text: *const c_char, name: &str) -> Result<&'a str, Failure> {
+#[doc(hidden)]
+pub unsafe fn utf8<'a>(text: *const c_char, name: &str) -> Result<&'a str, Failure> {
     if text.is_null() {
         return Err(Failure::argument(format!("{name} is NULL")));
     }

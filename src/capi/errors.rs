@@ -52,7 +52,8 @@ pub struct mdm_error {
 
 /// What is behind an `mdm_error`, and what entry points return.
 #[derive(Debug)]
-pub(super) struct Failure {
+#[doc(hidden)]
+pub struct Failure {
     status: mdm_status,
     message: CString,
 }
@@ -62,24 +63,25 @@ impl Object for Failure {
     const NAME: &'static str = "error";
 }
 
+#[doc(hidden)]
 impl Failure {
-    pub(super) fn new(status: mdm_status, message: impl Into<String>) -> Self {
+    pub fn new(status: mdm_status, message: impl Into<String>) -> Self {
         Self { status, message: c_string(message) }
     }
 
-    pub(super) fn argument(message: impl Into<String>) -> Self {
+    pub fn argument(message: impl Into<String>) -> Self {
         Self::new(MDM_ERROR_INVALID_ARGUMENT, message)
     }
 
-    pub(super) fn handle(message: impl Into<String>) -> Self {
+    pub fn handle(message: impl Into<String>) -> Self {
         Self::new(MDM_ERROR_INVALID_HANDLE, message)
     }
 
-    pub(super) fn abi(message: impl Into<String>) -> Self {
+    pub fn abi(message: impl Into<String>) -> Self {
         Self::new(MDM_ERROR_ABI, message)
     }
 
-    pub(super) fn busy(what: &str) -> Self {
+    pub fn busy(what: &str) -> Self {
         Self::new(
             MDM_ERROR_BUSY,
             format!(
@@ -107,7 +109,8 @@ impl From<Error> for Failure {
 }
 
 /// The text without any NUL.
-pub(super) fn c_string(text: impl Into<String>) -> CString {
+#[doc(hidden)]
+pub fn c_string(text: impl Into<String>) -> CString {
     let mut text: String = text.into();
     text.retain(|c| c != '\0');
     CString::new(text).unwrap_or_default()
@@ -151,10 +154,8 @@ pub(super) fn guard<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, F
 ///
 /// # Safety
 /// `error` is NULL or can be written to.
-pub(super) unsafe fn call(
-    error: *mut *mut mdm_error,
-    body: impl FnOnce() -> Result<(), Failure>,
-) -> mdm_status {
+#[doc(hidden)]
+pub unsafe fn call(error: *mut *mut mdm_error, body: impl FnOnce() -> Result<(), Failure>) -> mdm_status {
     let (status, object) = match guard(body) {
         Ok(()) => (MDM_OK, std::ptr::null_mut()),
         Err(failure) => {
@@ -182,7 +183,8 @@ pub(super) unsafe fn call(
 }
 
 /// A plain answer, `otherwise` where there is none.
-pub(super) fn answer<T>(otherwise: T, body: impl FnOnce() -> Result<T, Failure>) -> T {
+#[doc(hidden)]
+pub fn answer<T>(otherwise: T, body: impl FnOnce() -> Result<T, Failure>) -> T {
     guard(body).unwrap_or(otherwise)
 }
 
@@ -190,7 +192,8 @@ pub(super) fn answer<T>(otherwise: T, body: impl FnOnce() -> Result<T, Failure>)
 ///
 /// # Safety
 /// `out` is NULL or can be written to.
-pub(super) unsafe fn deliver<T>(out: *mut T, value: T) {
+#[doc(hidden)]
+pub unsafe fn deliver<T>(out: *mut T, value: T) {
     if !out.is_null() {
         // SAFETY: as demanded of the caller; no alignment is assumed.
         unsafe { out.write_unaligned(value) };
@@ -198,7 +201,8 @@ pub(super) unsafe fn deliver<T>(out: *mut T, value: T) {
 }
 
 /// An error unless there is a place for the result.
-pub(super) fn wanted<T>(out: *const T, name: &str) -> Result<(), Failure> {
+#[doc(hidden)]
+pub fn wanted<T>(out: *const T, name: &str) -> Result<(), Failure> {
     if out.is_null() {
         Err(Failure::argument(format!("{name} is NULL: there is no place for the result")))
     } else {
@@ -261,7 +265,8 @@ pub extern "C" fn mdm_object_count() -> usize {
 }
 
 /// Body of every function that frees.
-pub(super) fn free<T: Object>(handle: *const T::Handle) {
+#[doc(hidden)]
+pub fn free<T: Object>(handle: *const T::Handle) {
     answer((), || {
         drop(handles::remove::<T>(handle));
         Ok(())

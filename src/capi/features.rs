@@ -213,7 +213,11 @@ unsafe fn list(values: *const u32, count: usize, name: &str) -> Result<Option<Ve
 
 /// # Safety
 /// The lists are as long as the options say.
-unsafe fn options_of(options: &mdm_feature_options, model: &OpenModel) -> Result<FeatureOptions, Failure> {
+#[doc(hidden)]
+pub unsafe fn options_of(
+    options: &mdm_feature_options,
+    model: &OpenModel,
+) -> Result<FeatureOptions, Failure> {
     let mut features = model.model.metadata().features.clone();
     // SAFETY: as demanded of the caller.
     let (timesteps, blocks) = unsafe {

@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 use super::errors::Failure;
 
 /// What is behind a handle.
-pub(super) trait Object: Send + Sync + 'static {
+pub trait Object: Send + Sync + 'static {
     /// The type that the header declares for it.
     type Handle;
 
@@ -30,7 +30,7 @@ static TABLE: LazyLock<RwLock<HashMap<usize, Entry>>> = LazyLock::new(RwLock::de
 static NEXT: AtomicUsize = AtomicUsize::new(0x101);
 
 /// Gives an object a handle.
-pub(super) fn insert<T: Object>(object: T) -> *mut T::Handle {
+pub fn insert<T: Object>(object: T) -> *mut T::Handle {
     let handle = NEXT.fetch_add(2, Ordering::Relaxed);
     let entry = Entry { name: T::NAME, object: Arc::new(object) };
     TABLE.write().unwrap_or_else(PoisonError::into_inner).insert(handle, entry);
@@ -38,7 +38,7 @@ pub(super) fn insert<T: Object>(object: T) -> *mut T::Handle {
 }
 
 /// The object behind a handle.
-pub(super) fn get<T: Object>(handle: *const T::Handle) -> Result<Arc<T>, Failure> {
+pub fn get<T: Object>(handle: *const T::Handle) -> Result<Arc<T>, Failure> {
     let address = handle.addr();
     if address == 0 {
         return Err(Failure::handle(format!("the {} is NULL", T::NAME)));
@@ -52,7 +52,7 @@ pub(super) fn get<T: Object>(handle: *const T::Handle) -> Result<Arc<T>, Failure
 }
 
 /// Takes a handle back; the object goes when nobody uses it any more. NULL and what is no such handle are ignored.
-pub(super) fn remove<T: Object>(handle: *const T::Handle) -> Option<Arc<T>> {
+pub fn remove<T: Object>(handle: *const T::Handle) -> Option<Arc<T>> {
     let object = get::<T>(handle).ok()?;
     let entry = TABLE.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.addr());
     // Dropped only here, where the table is not locked.
@@ -60,6 +60,6 @@ pub(super) fn remove<T: Object>(handle: *const T::Handle) -> Option<Arc<T>> {
 }
 
 /// Objects that were not freed.
-pub(super) fn count() -> usize {
+pub fn count() -> usize {
     TABLE.read().unwrap_or_else(PoisonError::into_inner).len()
 }

@@ -152,7 +152,8 @@ pub(super) fn planar_of(layout: mdm_layout) -> Result<bool, Failure> {
 }
 
 /// 0 says that nobody knows.
-pub(super) fn microns_of(microns: f64) -> Result<Option<f64>, Failure> {
+#[doc(hidden)]
+pub fn microns_of(microns: f64) -> Result<Option<f64>, Failure> {
     if microns == 0.0 {
         Ok(None)
     } else if microns > 0.0 && microns.is_finite() {
@@ -176,7 +177,8 @@ impl mdm_image {
     ///
     /// # Safety
     /// The pixels stay and do not change for as long as the view is used.
-    pub(super) unsafe fn view<'a>(&self, asked: Option<f64>) -> Result<ImageView<'a>, Failure> {
+    #[doc(hidden)]
+    pub unsafe fn view<'a>(&self, asked: Option<f64>) -> Result<ImageView<'a>, Failure> {
         if self.pixels.is_null() {
             return Err(Failure::argument("the image's pixels are NULL"));
         }

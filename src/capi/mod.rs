@@ -6,6 +6,8 @@
 //! (`handles`), so that a stale, doubly freed or invented one is an error. Every entry point goes through
 //! `errors::call`, out of which nothing unwinds. What a caller fills is copied with the size it states
 //! (`structs`), and never borrowed as a Rust type whose values could be invalid.
+//!
+//! The C interface of training is a crate of its own that goes through the same door; what it needs is public and hidden.
 
 #![allow(unsafe_code, reason = "raw pointers are what a C interface is made of")]
 #![allow(non_camel_case_types, reason = "names are those of the header")]
@@ -16,12 +18,14 @@ pub mod cancel;
 pub mod devices;
 pub mod errors;
 pub mod features;
-mod handles;
+#[doc(hidden)]
+pub mod handles;
 pub mod images;
 pub mod log;
 pub mod models;
 pub mod runs;
 pub mod segmenters;
 pub mod streams;
-mod structs;
+#[doc(hidden)]
+pub mod structs;
 pub mod versions;

@@ -101,8 +101,10 @@ unsafe impl Versioned for mdm_block_info {
     const LEAST: usize = size_of::<usize>();
 }
 
-pub(super) struct OpenModel {
-    pub(super) model: Model,
+#[doc(hidden)]
+pub struct OpenModel {
+    #[doc(hidden)]
+    pub model: Model,
     path: CString,
     description: CString,
     classes: Vec<CString>,
@@ -115,7 +117,8 @@ impl Object for OpenModel {
 }
 
 impl OpenModel {
-    fn new(model: Model) -> Self {
+    #[doc(hidden)]
+    pub fn new(model: Model) -> Self {
         let path = model.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
         let metadata = model.metadata();
         log::write(MDM_LOG_INFO, || {

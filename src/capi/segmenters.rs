@@ -128,7 +128,8 @@ impl Object for OpenSegmenter {
 }
 
 /// The object for a run, unless another run has it.
-pub(super) fn exclusive<'a, T>(object: &'a Mutex<T>, name: &str) -> Result<MutexGuard<'a, T>, Failure> {
+#[doc(hidden)]
+pub fn exclusive<'a, T>(object: &'a Mutex<T>, name: &str) -> Result<MutexGuard<'a, T>, Failure> {
     object.try_lock().map_err(|error| match error {
         TryLockError::WouldBlock => Failure::busy(name),
         TryLockError::Poisoned(_) => Failure::new(

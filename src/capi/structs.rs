@@ -11,7 +11,7 @@ const LARGEST: usize = 4096;
 /// # Safety
 /// It is `repr(C)`, its first member is a `usize`, and all bits zero are a value of it. The same holds for any bits that a caller
 /// may write: members are numbers, pointers and optional function pointers.
-pub(super) unsafe trait Versioned: Copy {
+pub unsafe trait Versioned: Copy {
     /// For messages.
     const NAME: &'static str;
 
@@ -49,7 +49,7 @@ unsafe fn stated_size<T: Versioned>(from: *const T) -> Result<usize, Failure> {
 ///
 /// # Safety
 /// `from` is NULL or points to as many bytes as its first member says.
-pub(super) unsafe fn read<T: Versioned>(from: *const T) -> Result<T, Failure> {
+pub unsafe fn read<T: Versioned>(from: *const T) -> Result<T, Failure> {
     // SAFETY: as demanded of the caller.
     let size = unsafe { stated_size(from) }?;
     let known = size_of::<T>();
@@ -77,7 +77,7 @@ pub(super) unsafe fn read<T: Versioned>(from: *const T) -> Result<T, Failure> {
 ///
 /// # Safety
 /// As [`read`].
-pub(super) unsafe fn read_or_default<T: Versioned>(from: *const T) -> Result<T, Failure> {
+pub unsafe fn read_or_default<T: Versioned>(from: *const T) -> Result<T, Failure> {
     if from.is_null() {
         // SAFETY: `Versioned` says that zeros are a value.
         return Ok(unsafe { std::mem::zeroed() });
@@ -90,7 +90,7 @@ pub(super) unsafe fn read_or_default<T: Versioned>(from: *const T) -> Result<T, 
 ///
 /// # Safety
 /// As [`read`].
-pub(super) unsafe fn check<T: Versioned>(to: *mut T) -> Result<(), Failure> {
+pub unsafe fn check<T: Versioned>(to: *mut T) -> Result<(), Failure> {
     // SAFETY: as demanded of the caller.
     unsafe { stated_size(to) }.map(|_| ())
 }
@@ -99,7 +99,7 @@ pub(super) unsafe fn check<T: Versioned>(to: *mut T) -> Result<(), Failure> {
 ///
 /// # Safety
 /// `to` is NULL or points to as many bytes as its first member says.
-pub(super) unsafe fn write<T: Versioned>(to: *mut T, value: &T) -> Result<(), Failure> {
+pub unsafe fn write<T: Versioned>(to: *mut T, value: &T) -> Result<(), Failure> {
     // SAFETY: as demanded of the caller.
     let size = unsafe { stated_size(to) }?;
     let known = size_of::<T>().min(size);
@@ -117,7 +117,7 @@ pub(super) unsafe fn write<T: Versioned>(to: *mut T, value: &T) -> Result<(), Fa
 ///
 /// # Safety
 /// `to` is NULL or points to `size` bytes.
-pub(super) unsafe fn initialise<T: Versioned>(to: *mut T, size: usize) {
+pub unsafe fn initialise<T: Versioned>(to: *mut T, size: usize) {
     if to.is_null() || !(T::LEAST..=LARGEST).contains(&size) {
         return;
     }

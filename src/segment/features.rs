@@ -1,7 +1,7 @@
 //! What a backbone sees in an image: a pixel's features.
 
 use super::sliding::{DEFAULT_BATCH, Scaled, Settings, SlidingNetwork};
-use super::window::WindowPosition;
+use super::window::{WindowGrid, WindowPosition};
 use crate::image::{ImageSource, ImageView};
 use crate::memory::{product, reserve};
 use crate::model::{FeatureConfig, Model};
@@ -95,6 +95,14 @@ impl Features {
         self.network.window()
     }
 
+    /// The windows that an image is cut into, at the model's scale.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a scale that cannot be.
+    pub fn grid(&self, image: &dyn ImageSource) -> Result<WindowGrid> {
+        self.network.grid(&self.network.scaled(image.height(), image.width(), image.microns_per_pixel())?)
+    }
+
     /// Height and width of an image at the model's scale, where features are taken.
     ///
     /// # Errors
@@ -139,25 +147,62 @@ impl Features {
         visit: &mut dyn FnMut(WindowFeatures) -> Result<()>,
     ) -> Result<()> {
         let scaled = self.network.scaled(source.height(), source.width(), source.microns_per_pixel())?;
+        let grid = self.network.grid(&scaled)?;
+        self.visit_at(source, &scaled, &grid, (grid.positions(), grid.count()), control, visit)
+    }
+
+    /// [`extract_from`](Self::extract_from) of those windows only that are `wanted`.
+    ///
+    /// # Errors
+    /// As `extract_from`.
+    pub fn extract_some(
+        &mut self,
+        source: &mut dyn ImageSource,
+        wanted: &dyn Fn(WindowPosition) -> bool,
+        control: &Control<'_>,
+        visit: &mut dyn FnMut(WindowFeatures) -> Result<()>,
+    ) -> Result<()> {
+        let scaled = self.network.scaled(source.height(), source.width(), source.microns_per_pixel())?;
+        let grid = self.network.grid(&scaled)?;
+        let positions = || grid.positions().filter(|position| wanted(*position));
+        self.visit_at(source, &scaled, &grid, (positions(), positions().count()), control, visit)
+    }
+
+    fn visit_at(
+        &mut self,
+        source: &mut dyn ImageSource,
+        scaled: &Scaled,
+        grid: &WindowGrid,
+        positions: (impl Iterator<Item = WindowPosition>, usize),
+        control: &Control<'_>,
+        visit: &mut dyn FnMut(WindowFeatures) -> Result<()>,
+    ) -> Result<()> {
         let window = self.network.window();
         let normalise = self.network.features().normalise;
         let shapes = &self.shapes;
-        self.network.run(source, &scaled, control, &mut |network, inputs, control, batch| {
-            let empty = |position: &WindowPosition| WindowFeatures::empty(*position, window, shapes);
-            let mut windows: Vec<WindowFeatures> = batch.iter().map(empty).collect();
-            network.run(inputs, control, &mut |output, values| {
-                let len = values.len() / batch.len();
-                let maps = windows.iter_mut().map(|features| &mut features.maps[output]);
-                maps.zip(values.chunks_exact(len)).try_for_each(|(map, values)| map.fill(values))
-            })?;
-            for mut features in windows {
-                if normalise {
-                    features.set_norm();
+        self.network.run_at(
+            source,
+            scaled,
+            grid,
+            positions,
+            control,
+            &mut |network, inputs, control, batch| {
+                let empty = |position: &WindowPosition| WindowFeatures::empty(*position, window, shapes);
+                let mut windows: Vec<WindowFeatures> = batch.iter().map(empty).collect();
+                network.run(inputs, control, &mut |output, values| {
+                    let len = values.len() / batch.len();
+                    let maps = windows.iter_mut().map(|features| &mut features.maps[output]);
+                    maps.zip(values.chunks_exact(len)).try_for_each(|(map, values)| map.fill(values))
+                })?;
+                for mut features in windows {
+                    if normalise {
+                        features.set_norm();
+                    }
+                    visit(features)?;
                 }
-                visit(features)?;
-            }
-            Ok(())
-        })
+                Ok(())
+            },
+        )
     }
 }
 

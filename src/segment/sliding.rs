@@ -148,14 +148,25 @@ impl SlidingNetwork {
         control: &Control<'_>,
         run: &mut RunBatch<'_>,
     ) -> Result<()> {
-        control.check()?;
         let grid = self.grid(scaled)?;
-        let total = grid.count();
+        self.run_at(source, scaled, &grid, (grid.positions(), grid.count()), control, run)
+    }
+
+    /// [`run`](Self::run) on some windows of the image's grid, given in the grid's order with their number.
+    pub(super) fn run_at(
+        &mut self,
+        source: &mut dyn ImageSource,
+        scaled: &Scaled,
+        grid: &WindowGrid,
+        (mut positions, total): (impl Iterator<Item = WindowPosition>, usize),
+        control: &Control<'_>,
+        run: &mut RunBatch<'_>,
+    ) -> Result<()> {
+        control.check()?;
         control.report(0, total as u64);
         let channels = self.model.metadata().unet.in_channels;
         let window_len = product(&[self.window, self.window, channels], "a window")?;
-        let mut cutter = Cutter::new(source, &grid, scaled.scale, channels)?;
-        let mut positions = grid.positions();
+        let mut cutter = Cutter::new(source, grid, scaled.scale, channels)?;
         let mut batch = Vec::new();
         let mut done = 0;
         while done < total {
