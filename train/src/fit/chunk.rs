@@ -3,7 +3,7 @@
 use super::folded::Affine;
 use super::matrix::{Matrix, product};
 use super::parameters::Shape;
-use super::samples::Samples;
+use super::samples::Parts;
 use super::standardise::Standardisation;
 
 /// Samples in a chunk. Fixed, so that the order of summation does not depend on the number of threads.
@@ -94,7 +94,7 @@ impl Chunk {
     }
 
     /// Takes the samples numbered `picked`.
-    pub(crate) fn gather(&mut self, samples: &Samples, picked: &[u32], scale: &Standardisation) {
+    pub(crate) fn gather(&mut self, samples: &Parts<'_>, picked: &[u32], scale: &Standardisation) {
         let rows = self.features.chunks_exact_mut(self.shape.inputs);
         for ((row, label), &index) in rows.zip(&mut self.labels).zip(picked) {
             scale.apply(samples.features(index as usize), row);

@@ -1,5 +1,6 @@
 //! Samples from labelled images.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use mdm::model::{FeatureConfig, Model};
@@ -60,7 +61,7 @@ struct Scaled {
 
 /// Extracts the features of labelled pixels, after the labels of all images were checked.
 ///
-/// `classes` may be given or inferred. Progress is in windows.
+/// `classes` may be given or inferred. Windows without labels are left out. Progress is in windows.
 ///
 /// # Errors
 /// [`Error::Invalid`] naming the image where labels do not have its size, where no pixel or only one class is labelled,
@@ -85,13 +86,12 @@ pub fn collect(
     let mut samples = Samples::new(features.channels())?;
     samples.reserve(survey.density.total(&survey.images))?;
     let mut random = Random::new(options.seed, SAMPLING);
-    let total = survey.images.iter().map(|image| image.windows.len() as u64).sum();
+    let total = survey.images.iter().map(Counts::labelled).sum();
     let mut done = 0;
     let by_image = images.len() >= HELD_OUT_IMAGES;
     let mut held_out_names = Vec::new();
     for (index, counts) in survey.images.iter().enumerate() {
         if counts.is_unlabelled() {
-            done += counts.windows.len() as u64;
             continue;
         }
         let image = images.load(index)?;
@@ -107,9 +107,12 @@ pub fn collect(
         let is_held_out = |y: usize, x: usize| {
             if by_image { held_out } else { (y / square + 2 * (x / square)).is_multiple_of(4) }
         };
-        let mut windows = counts.windows.iter();
-        features.extract(&image.image, &control.quiet(), &mut |window| {
-            let labelled = windows.next().copied().unwrap_or(0);
+        let counted = || scaled.grid.positions().zip(&counts.windows).filter(|(_, labelled)| **labelled > 0);
+        let labelled: HashSet<WindowPosition> = counted().map(|(position, _)| position).collect();
+        let mut windows = counted().map(|(_, labelled)| *labelled);
+        let wanted = |position: WindowPosition| labelled.contains(&position);
+        features.extract_some(&mut { image.image }, &wanted, &control.quiet(), &mut |window| {
+            let labelled = windows.next().unwrap_or(0);
             let mut pixels = labelled_pixels(&scaled, window.top, window.left);
             let wanted = survey.density.of(labelled).min(pixels.len());
             add(&mut samples, &window, &scaled, &mut pixels, wanted, &mut random, &is_held_out)?;
@@ -157,7 +160,13 @@ fn add(
 
 /// Indices into the scaled labels of the labelled pixels of a window.
 fn labelled_pixels(scaled: &Scaled, top: isize, left: isize) -> Vec<u32> {
-    let (height, width, window) = (scaled.grid.height(), scaled.grid.width(), scaled.grid.window());
+    labelled_in(&scaled.labels, &scaled.grid, WindowPosition { top, left })
+}
+
+/// Indices into `labels`, which `grid` covers, of the labelled pixels of the window at `position`.
+pub(crate) fn labelled_in(labels: &[u8], grid: &WindowGrid, position: WindowPosition) -> Vec<u32> {
+    let WindowPosition { top, left } = position;
+    let (height, width, window) = (grid.height(), grid.width(), grid.window());
     let inside = |start: isize, size: usize| {
         let first = start.max(0).cast_unsigned().min(size);
         first..start.saturating_add_unsigned(window).max(0).cast_unsigned().min(size)
@@ -165,7 +174,7 @@ fn labelled_pixels(scaled: &Scaled, top: isize, left: isize) -> Vec<u32> {
     let columns = inside(left, width);
     inside(top, height)
         .flat_map(|row| columns.clone().map(move |column| row * width + column))
-        .filter(|&pixel| scaled.labels[pixel] != UNLABELLED)
+        .filter(|&pixel| labels[pixel] != UNLABELLED)
         .map(|pixel| pixel as u32)
         .collect()
 }
@@ -186,22 +195,31 @@ struct Counts {
 }
 
 impl Counts {
+    /// Windows with labels.
+    fn labelled(&self) -> u64 {
+        self.windows.iter().filter(|&&count| count > 0).count() as u64
+    }
+
     fn is_unlabelled(&self) -> bool {
-        self.windows.iter().all(|&count| count == 0)
+        self.labelled() == 0
     }
 }
 
 /// How many of a window's labelled pixels are sampled.
 #[derive(Clone, Copy)]
-struct Density {
+pub(crate) struct Density {
     fraction: f64,
     few: usize,
     /// Lowers both, where there would be too many samples.
-    share: f64,
+    pub(crate) share: f64,
 }
 
 impl Density {
-    fn of(&self, labelled: u32) -> usize {
+    pub(crate) fn new(options: &FitOptions) -> Self {
+        Self { fraction: options.fraction, few: options.few, share: 1.0 }
+    }
+
+    pub(crate) fn of(&self, labelled: u32) -> usize {
         let usual = (f64::from(labelled) * self.fraction) as usize;
         let wanted = usual.max(self.few.min(labelled as usize));
         (wanted as f64 * self.share) as usize
@@ -247,7 +265,7 @@ impl Collector<'_> {
             class_pixels: [0; 256],
             unlabelled_images: Vec::new(),
             microns_per_pixel: None,
-            density: Density { fraction: self.options.fraction, few: self.options.few, share: 1.0 },
+            density: Density::new(self.options),
         };
         let mut names = Vec::new();
         let mut microns = Vec::new();

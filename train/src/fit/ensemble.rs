@@ -6,20 +6,24 @@ use mdm::model::Head;
 use mdm::{Control, Error, Result};
 use rayon::prelude::*;
 
-use super::options::FitOptions;
+use super::options::{FitOptions, RefineOptions};
 use super::parameters::{Layout, Shape};
 use super::predictor::{PixelScores, score};
 use super::random::Random;
-use super::samples::Samples;
+use super::samples::{Parts, Samples};
 use super::standardise::Standardisation;
 use super::trainer::Trainer;
 
 /// Samples on which a score or the features' scale is taken, at most; they are evenly spaced.
 const SCORED: usize = 1 << 16;
+/// The same for heads that are refined.
+const REFINED_SCORED: usize = 1 << 13;
 /// Smallest batch that is chosen where samples are few.
 const SMALL_BATCH: usize = 64;
 /// Batches that few samples are divided into.
 const BATCHES: usize = 8;
+/// How often a batch repeats a fresh sample, at most, when heads are refined.
+const MOST_REPEATED: usize = 8;
 /// Part of the smoothed loss that a step renews.
 const SMOOTHING: f64 = 0.02;
 /// Relative change of the smoothed loss that counts as an improvement.
@@ -53,7 +57,87 @@ pub fn fit_heads(
     threads: usize,
     control: &Control<'_>,
 ) -> Result<FittedHeads> {
+    fit_parts(&samples.into(), classes, options, threads, control)
+}
+
+/// [`fit_heads`] on samples from several places.
+pub(crate) fn fit_parts(
+    samples: &Parts<'_>,
+    classes: usize,
+    options: &FitOptions,
+    threads: usize,
+    control: &Control<'_>,
+) -> Result<FittedHeads> {
     options.validate()?;
+    let all = check(samples, classes)?;
+    let (kept, held): (Vec<u32>, Vec<u32>) =
+        all.iter().partition(|&&index| !samples.is_held_out(index as usize));
+    let probe = options.held_out
+        && !held.is_empty()
+        && present(samples, &kept) == present(samples, &all)
+        && present(samples, &held).len() >= 2;
+
+    // The probe comes first, so that it overlaps with the heads.
+    let mut jobs = Vec::new();
+    if probe {
+        jobs.push(Job::new(samples, &kept, classes, options, options.ensemble as u64));
+    }
+    let job = Job::new(samples, &all, classes, options, 0);
+    let random = |stream: usize| Random::new(options.seed, stream as u64);
+    jobs.extend((0..options.ensemble).map(|stream| Job { random: random(stream), ..job.clone() }));
+    run(jobs, samples, threads, control, |fitted| {
+        let held_out = if probe {
+            let probe = fitted.remove(0);
+            Some(score(&[probe.head], samples, &spaced(&held, SCORED))?)
+        } else {
+            None
+        };
+        Ok((held_out, spaced(&all, SCORED)))
+    })
+}
+
+/// Refines `heads` with a few steps on all samples, of which those numbered `fresh` are seen more often. `pass` tells
+/// one refinement from the next.
+///
+/// # Errors
+/// As [`fit_heads`], and [`Error::Invalid`] for heads of another shape.
+pub(crate) fn refine_parts(
+    heads: &[Head],
+    samples: &Parts<'_>,
+    fresh: &[u32],
+    classes: usize,
+    (options, refine, pass): (&FitOptions, &RefineOptions, u64),
+    threads: usize,
+    control: &Control<'_>,
+) -> Result<FittedHeads> {
+    options.validate()?;
+    refine.validate()?;
+    let all = check(samples, classes)?;
+    let options = FitOptions {
+        batch: refine.batch,
+        learning_rate: refine.learning_rate,
+        patience: 0,
+        epochs: 0,
+        min_steps: refine.steps,
+        ..options.clone()
+    };
+    let job = Job { fresh, ..Job::new(samples, &all, classes, &options, 0) };
+    let mut jobs = Vec::new();
+    for (stream, head) in heads.iter().enumerate() {
+        if !job.shape.is_of(head) {
+            return Err(Error::invalid(
+                "heads",
+                "their layers have other sizes than are fitted; fit heads anew",
+            ));
+        }
+        let random = Random::new(options.seed ^ pass.rotate_left(32), stream as u64);
+        jobs.push(Job { start: Some(head), random, ..job.clone() });
+    }
+    run(jobs, samples, threads, control, |_| Ok((None, spaced(&all, REFINED_SCORED))))
+}
+
+/// The numbers of all samples, if heads can be fitted on them.
+fn check(samples: &Parts<'_>, classes: usize) -> Result<Vec<u32>> {
     if !(2..=255).contains(&classes) {
         return Err(Error::invalid("classes", format!("{classes}; 2 to 255 can be told apart")));
     }
@@ -68,58 +152,72 @@ pub fn fit_heads(
     if all.iter().any(|&index| samples.features(index as usize).iter().any(|value| !value.is_finite())) {
         return Err(Error::invalid("features", "some are not finite; are the backbone's weights intact?"));
     }
-    let (kept, held): (Vec<u32>, Vec<u32>) =
-        all.iter().partition(|&&index| !samples.is_held_out(index as usize));
-    let probe = options.held_out
-        && !held.is_empty()
-        && present(samples, &kept) == present(samples, &all)
-        && present(samples, &held).len() >= 2;
+    Ok(all)
+}
+
+/// Does the jobs side by side. `finish` takes jobs that are no heads of the ensemble away from the front, and says on which
+/// samples the ensemble is scored.
+fn run(
+    jobs: Vec<Job<'_>>,
+    samples: &Parts<'_>,
+    threads: usize,
+    control: &Control<'_>,
+    finish: impl FnOnce(&mut Vec<Fitted>) -> Result<(Option<PixelScores>, Vec<u32>)> + Send,
+) -> Result<FittedHeads> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads.max(1))
         .thread_name(|index| format!("mdm-fit-{index}"))
         .build()
         .map_err(|error| Error::Device(format!("cannot start {threads} threads: {error}")))?;
-
-    // The probe comes first, so that it overlaps with the heads.
-    let mut jobs: Vec<Job<'_>> = Vec::new();
-    if probe {
-        jobs.push(Job::new(samples, &kept, classes, options, options.ensemble as u64));
-    }
-    jobs.extend((0..options.ensemble as u64).map(|stream| Job::new(samples, &all, classes, options, stream)));
     let progress = Steps::new(control, jobs.iter().map(|job| job.steps as u64).sum());
     pool.install(|| {
         let mut fitted = jobs
             .par_iter()
             .with_max_len(1)
-            .map(|job| job.run(samples, options, &progress))
+            .map(|job| job.run(samples, &progress))
             .collect::<Result<Vec<_>>>()?;
-        let held_out = if probe {
-            let probe = fitted.remove(0);
-            Some(score(&[probe.0], samples, &spaced(&held))?)
-        } else {
-            None
-        };
-        let steps = fitted.iter().map(|(_, steps, _)| *steps).collect();
-        let losses = fitted.iter().map(|(_, _, loss)| *loss).collect();
-        let heads: Vec<Head> = fitted.into_iter().map(|(head, _, _)| head).collect();
-        let training = score(&heads, samples, &spaced(&all))?;
+        let (held_out, scored) = finish(&mut fitted)?;
+        let steps = fitted.iter().map(|fitted| fitted.steps).collect();
+        let losses = fitted.iter().map(|fitted| fitted.loss).collect();
+        let heads: Vec<Head> = fitted.into_iter().map(|fitted| fitted.head).collect();
+        let training = score(&heads, samples, &scored)?;
         Ok(FittedHeads { heads, training, held_out, steps, losses })
     })
 }
 
 /// One head to be fitted.
+#[derive(Clone)]
 struct Job<'a> {
     shape: Shape,
     picked: &'a [u32],
+    /// Those of `picked` that make up half of each batch, as far as there are enough.
+    fresh: &'a [u32],
+    /// The head to go on with.
+    start: Option<&'a Head>,
     class_weights: Vec<f32>,
     standardisation: Standardisation,
     batch: usize,
     steps: usize,
+    learning_rate: f64,
+    patience: usize,
     random: Random,
 }
 
+/// A head, the steps it took and its smoothed loss at the end.
+struct Fitted {
+    head: Head,
+    steps: usize,
+    loss: f64,
+}
+
 impl<'a> Job<'a> {
-    fn new(samples: &Samples, picked: &'a [u32], classes: usize, options: &FitOptions, stream: u64) -> Self {
+    fn new(
+        samples: &Parts<'_>,
+        picked: &'a [u32],
+        classes: usize,
+        options: &FitOptions,
+        stream: u64,
+    ) -> Self {
         let batch = options.batch.min((picked.len() / BATCHES).max(SMALL_BATCH)).min(picked.len());
         let epochs = (options.epochs as u64 * picked.len() as u64).div_ceil(batch as u64);
         let mut class_weights = vec![1.0; classes];
@@ -133,58 +231,57 @@ impl<'a> Job<'a> {
             }
         }
         let standardisation = if options.standardise {
-            Standardisation::of(samples, &spaced(picked))
+            Standardisation::of(samples, &spaced(picked, SCORED))
         } else {
             Standardisation::none(samples.channels())
         };
         Self {
             shape: Shape::new(samples.channels(), classes),
             picked,
+            fresh: &[],
+            start: None,
             class_weights,
             standardisation,
             batch,
             steps: usize::try_from(epochs).unwrap_or(usize::MAX).max(options.min_steps),
+            learning_rate: options.learning_rate,
+            patience: options.patience,
             random: Random::new(options.seed, stream),
         }
     }
 
-    /// The head, the steps it took and its smoothed loss at the end.
-    fn run(
-        &self,
-        samples: &Samples,
-        options: &FitOptions,
-        progress: &Steps<'_>,
-    ) -> Result<(Head, usize, f64)> {
+    fn trainer(&self, random: &mut Random) -> Trainer {
+        let (scale, weights) = (self.standardisation.clone(), self.class_weights.clone());
+        match self.start {
+            Some(head) => Trainer::continuing(head, self.shape, scale, self.batch, weights),
+            None => {
+                let parameters = Layout::new(&self.shape).initial(random);
+                Trainer::new(self.shape, scale, parameters, self.batch, weights)
+            }
+        }
+    }
+
+    fn run(&self, samples: &Parts<'_>, progress: &Steps<'_>) -> Result<Fitted> {
         let mut random = self.random.clone();
-        let parameters = Layout::new(&self.shape).initial(&mut random);
-        let mut trainer = Trainer::new(
-            self.shape,
-            self.standardisation.clone(),
-            parameters,
-            self.batch,
-            self.class_weights.clone(),
-        );
-        let mut order = self.picked.to_vec();
-        let mut next = order.len();
-        let mut stop = EarlyStop::new(options.patience);
+        let mut trainer = self.trainer(&mut random);
+        let mut order = Order::new(self.picked);
+        let mut fresh = Order::new(self.fresh);
+        let fresh_share = (self.batch / 2).min(self.fresh.len() * MOST_REPEATED);
+        let mut picked = Vec::with_capacity(self.batch);
+        let mut stop = EarlyStop::new(self.patience);
         let mut taken = 0;
         while taken < self.steps {
-            if next + self.batch > order.len() {
-                // What is left of a pass over the samples comes first in the next one.
-                order.rotate_left(next);
-                let left = order.len() - next;
-                random.shuffle(&mut order[left..]);
-                next = 0;
-            }
-            let rate = options.learning_rate * (1.0 - taken as f64 / self.steps as f64);
-            let loss = trainer.step(samples, &order[next..next + self.batch], rate);
+            picked.clear();
+            fresh.take(fresh_share, &mut random, &mut picked);
+            order.take(self.batch - fresh_share, &mut random, &mut picked);
+            let rate = self.learning_rate * (1.0 - taken as f64 / self.steps as f64);
+            let loss = trainer.step(samples, &picked, rate);
             if !loss.is_finite() {
                 return Err(Error::invalid(
                     "features",
                     "the loss grew beyond all numbers; they may be too large, or the learning rate too high",
                 ));
             }
-            next += self.batch;
             taken += 1;
             progress.advance(1)?;
             if stop.after(loss) {
@@ -192,7 +289,36 @@ impl<'a> Job<'a> {
             }
         }
         progress.advance((self.steps - taken) as u64)?;
-        Ok((trainer.head(), taken, stop.smoothed()))
+        Ok(Fitted { head: trainer.head(), steps: taken, loss: stop.smoothed() })
+    }
+}
+
+/// Samples in random order, again and again.
+struct Order {
+    order: Vec<u32>,
+    next: usize,
+}
+
+impl Order {
+    fn new(picked: &[u32]) -> Self {
+        Self { order: picked.to_vec(), next: picked.len() }
+    }
+
+    /// Adds the next `count` to `picked`.
+    fn take(&mut self, mut count: usize, random: &mut Random, picked: &mut Vec<u32>) {
+        while count > 0 && !self.order.is_empty() {
+            let now = count.min(self.order.len());
+            if self.next + now > self.order.len() {
+                // What is left of a pass over the samples comes first in the next one.
+                self.order.rotate_left(self.next);
+                let left = self.order.len() - self.next;
+                random.shuffle(&mut self.order[left..]);
+                self.next = 0;
+            }
+            picked.extend_from_slice(&self.order[self.next..self.next + now]);
+            self.next += now;
+            count -= now;
+        }
     }
 }
 
@@ -250,7 +376,7 @@ impl<'a> Steps<'a> {
 }
 
 /// The classes of the samples numbered `picked`, ascending.
-fn present(samples: &Samples, picked: &[u32]) -> Vec<u8> {
+fn present(samples: &Parts<'_>, picked: &[u32]) -> Vec<u8> {
     let mut seen = [false; 256];
     for &index in picked {
         seen[usize::from(samples.label(index as usize))] = true;
@@ -258,7 +384,7 @@ fn present(samples: &Samples, picked: &[u32]) -> Vec<u8> {
     (0..=255).filter(|&class| seen[usize::from(class)]).collect()
 }
 
-/// At most [`SCORED`] of `picked`, evenly spaced.
-fn spaced(picked: &[u32]) -> Vec<u32> {
-    picked.iter().step_by(picked.len().div_ceil(SCORED).max(1)).copied().collect()
+/// At most `most` of `picked`, evenly spaced.
+fn spaced(picked: &[u32], most: usize) -> Vec<u32> {
+    picked.iter().step_by(picked.len().div_ceil(most).max(1)).copied().collect()
 }

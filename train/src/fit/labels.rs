@@ -75,30 +75,33 @@ impl LabelledImage<'_> {
         Error::invalid("labels", format!("{}: {reason}", self.name))
     }
 
-    /// Labels at the model's scale: `height` x `width` pixels, each as long as `ratio` pixels of the image.
-    ///
-    /// A pixel takes the label of its first image pixel where the ratio is a whole number, else of the one at its
-    /// centre. Where that is unlabelled it takes the first label there is in its area, so that thin scribbles survive.
+    /// As [`scaled`].
     pub(crate) fn scaled(&self, height: usize, width: usize, ratio: f64) -> Vec<u8> {
-        let rows = spans(height, self.label_height, ratio);
-        let columns = spans(width, self.label_width, ratio);
-        let mut scaled = Vec::with_capacity(height * width);
-        for row in &rows {
-            for column in &columns {
-                let label = self.labels[row.nearest * self.label_width + column.nearest];
-                scaled.push(if label == UNLABELLED { self.first_label(row, column) } else { label });
-            }
-        }
-        scaled
+        scaled(self.labels, (self.label_height, self.label_width), (height, width), ratio)
     }
+}
 
-    fn first_label(&self, rows: &Span, columns: &Span) -> u8 {
-        (rows.start..rows.end)
-            .flat_map(|row| &self.labels[row * self.label_width..][columns.start..columns.end])
+/// Labels at the model's scale: `to` rows and columns, each as long as `ratio` of the `from` that `labels` have.
+///
+/// A pixel takes the label of its first image pixel where the ratio is a whole number, else of the one at its
+/// centre. Where that is unlabelled it takes the first label there is in its area, so that thin scribbles survive.
+pub(crate) fn scaled(labels: &[u8], from: (usize, usize), to: (usize, usize), ratio: f64) -> Vec<u8> {
+    let (rows, columns) = (spans(to.0, from.0, ratio), spans(to.1, from.1, ratio));
+    let first_label = |row: &Span, column: &Span| {
+        (row.start..row.end)
+            .flat_map(|row| &labels[row * from.1..][column.start..column.end])
             .copied()
             .find(|&label| label != UNLABELLED)
             .unwrap_or(UNLABELLED)
+    };
+    let mut scaled = Vec::with_capacity(to.0 * to.1);
+    for row in &rows {
+        for column in &columns {
+            let label = labels[row.nearest * from.1 + column.nearest];
+            scaled.push(if label == UNLABELLED { first_label(row, column) } else { label });
+        }
     }
+    scaled
 }
 
 /// What a scaled pixel covers along one side.
@@ -124,17 +127,7 @@ fn spans(scaled: usize, size: usize, ratio: f64) -> Vec<Span> {
 
 #[cfg(test)]
 mod tests {
-    use mdm::image::PixelFormat;
-
     use super::*;
-
-    fn scaled(labels: &[u8], from: (usize, usize), to: (usize, usize), ratio: f64) -> Vec<u8> {
-        let pixels = vec![0; labels.len()];
-        let image = ImageView::new(&pixels, from.1, from.0, PixelFormat::Grey8).unwrap();
-        let (label_height, label_width) = from;
-        LabelledImage { name: "test".into(), image, labels, label_height, label_width }
-            .scaled(to.0, to.1, ratio)
-    }
 
     #[test]
     fn whole_reductions_take_every_nth_pixel() {

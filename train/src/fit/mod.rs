@@ -3,7 +3,9 @@
 mod chunk;
 mod collect;
 mod ensemble;
+mod fitter;
 mod folded;
+mod kept;
 mod labels;
 mod matrix;
 mod options;
@@ -17,8 +19,9 @@ mod trainer;
 
 pub use collect::{Collected, HeldOutPart, collect};
 pub use ensemble::{FittedHeads, fit_heads};
+pub use fitter::{HeadFitter, LabelReport};
 pub use labels::{LabelledImage, LabelledImages};
-pub use options::FitOptions;
+pub use options::{FitOptions, RefineOptions};
 pub use predictor::PixelScores;
 pub use run::{FitReport, fit, fit_collected};
 pub use samples::Samples;

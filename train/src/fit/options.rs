@@ -85,3 +85,39 @@ impl FitOptions {
         Ok(())
     }
 }
+
+/// How heads are refined: few steps from where they are, so that whoever draws labels need not wait.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RefineOptions {
+    /// Steps of each head, at least 1.
+    pub steps: usize,
+    /// Samples a step, at least 2; half of them are new ones, as far as there are enough.
+    pub batch: usize,
+    /// Adam's learning rate at the start, in (0, 1]. It falls linearly to 0.
+    pub learning_rate: f64,
+}
+
+impl Default for RefineOptions {
+    fn default() -> Self {
+        Self { steps: 60, batch: 512, learning_rate: 1e-3 }
+    }
+}
+
+impl RefineOptions {
+    /// Checks every number.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming the setting and its range.
+    pub fn validate(&self) -> Result<()> {
+        if !(1..=1_000_000).contains(&self.steps) {
+            return Err(Error::invalid("steps", format!("{} is not in 1..=1000000", self.steps)));
+        }
+        if !(2..=1 << 20).contains(&self.batch) {
+            return Err(Error::invalid("batch", format!("{} is not in 2..={}", self.batch, 1 << 20)));
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate <= 1.0) {
+            return Err(Error::invalid("learning_rate", format!("{} is not in (0, 1]", self.learning_rate)));
+        }
+        Ok(())
+    }
+}

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use mdm::model::Head;
+
 use super::random::Random;
 
 /// Sizes of a head: linear, ReLU, batch norm, linear, ReLU, batch norm, linear.
@@ -16,6 +18,11 @@ impl Shape {
     /// The method's head for features of `inputs` channels.
     pub(crate) fn new(inputs: usize, classes: usize) -> Self {
         Self { inputs, hidden: if classes < 30 { [128, 32] } else { [256, 128] }, classes }
+    }
+
+    /// Whether `head` has it.
+    pub(crate) fn is_of(&self, head: &Head) -> bool {
+        head.linear.iter().map(|layer| (layer.inputs, layer.outputs)).eq(self.linear())
     }
 
     /// Inputs and outputs of each linear layer.

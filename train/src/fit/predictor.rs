@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::chunk::{CHUNK, softmax};
 use super::folded::{Affine, Folded};
 use super::matrix::{Matrix, product};
-use super::samples::Samples;
+use super::samples::Parts;
 use super::trainer::EPS;
 use crate::metrics::{Foreground, class_iou};
 
@@ -81,7 +81,7 @@ fn layer(input: Matrix<'_>, layer: Affine<'_>) -> Vec<f32> {
 }
 
 /// Scores the mean probability of `heads` on the samples numbered `picked`, on the current thread pool.
-pub(crate) fn score(heads: &[Head], samples: &Samples, picked: &[u32]) -> Result<PixelScores> {
+pub(crate) fn score(heads: &[Head], samples: &Parts<'_>, picked: &[u32]) -> Result<PixelScores> {
     let predictors: Vec<_> = heads.iter().map(Predictor::new).collect();
     let classes = heads.first().map_or(1, Head::classes);
     let predicted: Vec<u8> = picked

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use mdm::model::{Class, Model};
+use mdm::model::{Class, FeatureConfig, Head, Model};
 use mdm::segment::FeatureOptions;
 use mdm::{Control, Device, Error, Progress, Result};
 
@@ -92,19 +92,11 @@ pub fn fit_collected(
         return Err(Error::invalid("classes", reason));
     }
     let began = Instant::now();
-    let fitted = fit_heads(&collected.samples, classes.len(), options, device.info().threads, control)?;
+    let fitted = fit_heads(&collected.samples, classes.len(), options, fit_threads(device), control)?;
     let head_seconds = began.elapsed().as_secs_f64();
-    let mut metadata = model.metadata().clone();
-    metadata.classes = classes;
-    metadata.features = collected.features.clone();
-    metadata.window = collected.window;
-    metadata.overlap = feature_options.overlap.unwrap_or(metadata.overlap);
-    if let Some(corrupt) = feature_options.corrupt {
-        metadata.corruption.corrupt_features = corrupt;
-    }
-    metadata.microns_per_pixel = metadata.microns_per_pixel.or(collected.microns_per_pixel);
+    let taken = (&collected.features, collected.window, feature_options);
     Ok(FitReport {
-        model: model.with_heads(metadata, fitted.heads)?,
+        model: fitted_model(model, classes, taken, collected.microns_per_pixel, fitted.heads)?,
         training: fitted.training,
         held_out: fitted.held_out,
         held_out_part: collected.held_out.clone(),
@@ -115,4 +107,32 @@ pub fn fit_collected(
         feature_seconds: collected.seconds,
         head_seconds,
     })
+}
+
+/// `model` with heads for features that were `taken` as said.
+pub(crate) fn fitted_model(
+    model: &Model,
+    classes: Vec<Class>,
+    (features, window, options): (&FeatureConfig, usize, &FeatureOptions),
+    microns_per_pixel: Option<f64>,
+    heads: Vec<Head>,
+) -> Result<Model> {
+    let mut metadata = model.metadata().clone();
+    metadata.classes = classes;
+    metadata.features = features.clone();
+    metadata.window = window;
+    metadata.overlap = options.overlap.unwrap_or(metadata.overlap);
+    if let Some(corrupt) = options.corrupt {
+        metadata.corruption.corrupt_features = corrupt;
+    }
+    metadata.microns_per_pixel = metadata.microns_per_pixel.or(microns_per_pixel);
+    model.with_heads(metadata, heads)
+}
+
+/// Threads for fitting: as many as the device uses, or one a core for one that leaves them idle.
+pub(crate) fn fit_threads(device: &Device) -> usize {
+    match device.info().threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
 }

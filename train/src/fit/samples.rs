@@ -87,3 +87,65 @@ impl Samples {
         self.held_out[index]
     }
 }
+
+/// Samples that lie in several places, numbered through.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parts<'a> {
+    parts: Vec<Part<'a>>,
+}
+
+/// Samples `start..end` of [`Parts`].
+#[derive(Clone, Debug)]
+struct Part<'a> {
+    start: usize,
+    end: usize,
+    samples: &'a Samples,
+    /// Whether all of them are held out; where nobody says so, the samples know.
+    held_out: Option<bool>,
+}
+
+impl<'a> Parts<'a> {
+    /// Adds samples, which must have as many channels as the others.
+    pub(crate) fn push(&mut self, samples: &'a Samples, held_out: Option<bool>) {
+        let start = self.len();
+        if !samples.is_empty() {
+            self.parts.push(Part { start, end: start + samples.len(), samples, held_out });
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.parts.last().map_or(0, |part| part.end)
+    }
+
+    pub(crate) fn channels(&self) -> usize {
+        self.parts.first().map_or(0, |part| part.samples.channels())
+    }
+
+    pub(crate) fn features(&self, index: usize) -> &'a [f32] {
+        let (part, index) = self.find(index);
+        part.samples.features(index)
+    }
+
+    pub(crate) fn label(&self, index: usize) -> u8 {
+        let (part, index) = self.find(index);
+        part.samples.label(index)
+    }
+
+    pub(crate) fn is_held_out(&self, index: usize) -> bool {
+        let (part, index) = self.find(index);
+        part.held_out.unwrap_or_else(|| part.samples.is_held_out(index))
+    }
+
+    fn find(&self, index: usize) -> (&Part<'a>, usize) {
+        let part = &self.parts[self.parts.partition_point(|part| part.end <= index)];
+        (part, index - part.start)
+    }
+}
+
+impl<'a> From<&'a Samples> for Parts<'a> {
+    fn from(samples: &'a Samples) -> Self {
+        let mut parts = Self::default();
+        parts.push(samples, None);
+        parts
+    }
+}

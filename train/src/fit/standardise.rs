@@ -2,7 +2,7 @@
 
 use mdm::model::Linear;
 
-use super::samples::Samples;
+use super::samples::Parts;
 
 /// Subtracts each channel's mean and divides by its standard deviation.
 ///
@@ -22,7 +22,7 @@ impl Standardisation {
     }
 
     /// That of the samples numbered `picked`. A channel that is constant on them says nothing and is dropped.
-    pub(crate) fn of(samples: &Samples, picked: &[u32]) -> Self {
+    pub(crate) fn of(samples: &Parts<'_>, picked: &[u32]) -> Self {
         let channels = samples.channels();
         let count = picked.len().max(1) as f64;
         let rows = || picked.iter().map(|&index| samples.features(index as usize));
@@ -66,6 +66,20 @@ impl Standardisation {
             for (weight, (mean, inverse)) in row.iter_mut().zip(self.mean.iter().zip(&self.inverse)) {
                 *weight *= inverse;
                 sum -= f64::from(*weight) * f64::from(*mean);
+            }
+            *bias = sum as f32;
+        }
+    }
+
+    /// Turns a layer that takes raw features into the same layer of standardised ones; dropped channels are left out.
+    pub(crate) fn unfold(&self, layer: &mut Linear) {
+        let rows = layer.weight.chunks_exact_mut(self.mean.len());
+        for (row, bias) in rows.zip(&mut layer.bias) {
+            let mut sum = f64::from(*bias);
+            for (weight, (mean, inverse)) in row.iter_mut().zip(self.mean.iter().zip(&self.inverse)) {
+                // A dropped channel is constant: what it adds goes into the bias.
+                sum += f64::from(*weight) * f64::from(*mean);
+                *weight = if *inverse == 0.0 { 0.0 } else { *weight / inverse };
             }
             *bias = sum as f32;
         }

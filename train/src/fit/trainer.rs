@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::chunk::{CHUNK, Chunk, Normalisation};
 use super::folded::{Affine, Folded};
 use super::parameters::{Adam, Layout, Shape};
-use super::samples::Samples;
+use super::samples::Parts;
 use super::standardise::Standardisation;
 
 /// Momentum of the running statistics.
@@ -62,10 +62,37 @@ impl Trainer {
         }
     }
 
+    /// Goes on with a head of that shape that was fitted before. Adam begins anew.
+    pub(crate) fn continuing(
+        head: &Head,
+        shape: Shape,
+        standardisation: Standardisation,
+        batch: usize,
+        class_weights: Vec<f32>,
+    ) -> Self {
+        let layout = Layout::new(&shape);
+        let mut first = head.linear[0].clone();
+        standardisation.unfold(&mut first);
+        let mut parameters = vec![0.0; layout.len];
+        let [_, second, third] = &head.linear;
+        for (layer, linear) in [&first, second, third].into_iter().enumerate() {
+            parameters[layout.weight[layer].clone()].copy_from_slice(&linear.weight);
+            parameters[layout.bias[layer].clone()].copy_from_slice(&linear.bias);
+        }
+        for (layer, norm) in head.norm.iter().enumerate() {
+            parameters[layout.scale[layer].clone()].copy_from_slice(&norm.weight);
+            parameters[layout.shift[layer].clone()].copy_from_slice(&norm.bias);
+        }
+        let mut trainer = Self::new(shape, standardisation, parameters, batch, class_weights);
+        trainer.running_mean = head.norm.each_ref().map(|norm| norm.running_mean.clone());
+        trainer.running_var = head.norm.each_ref().map(|norm| norm.running_var.clone());
+        trainer
+    }
+
     /// One step of Adam on the samples numbered `picked`, as many as the batch has; their loss before the step.
     ///
     /// It runs on the current thread pool; the result does not depend on how many threads that has.
-    pub(crate) fn step(&mut self, samples: &Samples, picked: &[u32], rate: f64) -> f64 {
+    pub(crate) fn step(&mut self, samples: &Parts<'_>, picked: &[u32], rate: f64) -> f64 {
         assert_eq!(picked.len(), self.batch(), "samples of a batch");
         let layer = Affine {
             weight: &self.parameters[self.layout.weight[0].clone()],
@@ -206,6 +233,7 @@ impl Trainer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::samples::Samples;
     use super::*;
     use crate::support::{Golden, weight};
 
@@ -251,7 +279,7 @@ mod tests {
                 .map(|step| {
                     let row = |row: usize| ((step * batch + row) % samples.len()) as u32;
                     let picked: Vec<u32> = (0..batch).map(row).collect();
-                    pool(1).install(|| trainer.step(&samples, &picked, 1e-3)) as f32
+                    pool(1).install(|| trainer.step(&Parts::from(&samples), &picked, 1e-3)) as f32
                 })
                 .collect();
             assert!(error(&losses, &golden.floats("losses")) < 1e-6, "{losses:?}");
