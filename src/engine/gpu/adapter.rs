@@ -21,14 +21,45 @@ pub(crate) fn adapters() -> Vec<Adapter> {
     // Drivers are other people's code: whatever one does here, there is just no GPU then.
     let found = super::guard(|| {
         let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-            backends,
-            flags: wgpu::InstanceFlags::empty(),
-            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        let instance = windowless().unwrap_or_else(|| {
+            wgpu::Instance::new(wgpu::InstanceDescriptor {
+                backends,
+                flags: wgpu::InstanceFlags::empty(),
+                ..wgpu::InstanceDescriptor::new_without_display_handle()
+            })
         });
         Ok(pollster::block_on(instance.enumerate_adapters(backends)))
     });
     found.unwrap_or_default().into_iter().map(Adapter::new).collect()
+}
+
+/// Vulkan that is not told of windows, where Vulkan is all there is. wgpu asks for every window system; Mesa's drivers then
+/// look for one, and print an error in the host's terminal where a machine has none.
+#[cfg(all(unix, not(target_vendor = "apple"), not(target_os = "android")))]
+#[allow(unsafe_code)]
+fn windowless() -> Option<wgpu::Instance> {
+    use wgpu::hal::{InstanceDescriptor, vulkan};
+    let descriptor = InstanceDescriptor {
+        name: "mdm",
+        flags: wgpu::InstanceFlags::empty(),
+        memory_budget_thresholds: Default::default(),
+        backend_options: Default::default(),
+        telemetry: None,
+        display: None,
+    };
+    let leave_out: Box<vulkan::CreateInstanceCallback<'_>> = Box::new(|arguments| {
+        let systems = [c"VK_KHR_xlib_surface", c"VK_KHR_xcb_surface", c"VK_KHR_wayland_surface"];
+        arguments.extensions.retain(|name| !systems.contains(name));
+    });
+    // SAFETY: these extensions serve to show windows, which this library never does; nothing else depends on them.
+    let instance = unsafe { vulkan::Instance::init_with_callback(&descriptor, Some(leave_out)) }.ok()?;
+    // SAFETY: the instance was just made and belongs to nobody else.
+    Some(unsafe { wgpu::Instance::from_hal::<wgpu::hal::api::Vulkan>(instance) })
+}
+
+#[cfg(not(all(unix, not(target_vendor = "apple"), not(target_os = "android"))))]
+fn windowless() -> Option<wgpu::Instance> {
+    None
 }
 
 impl Adapter {
