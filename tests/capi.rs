@@ -195,7 +195,7 @@ fn threads_cancel_free_and_share() {
 #[test]
 fn random_calls_end_with_a_status() {
     for seed in ["1", "2", "3"] {
-        plainly("random", &["20000", seed]);
+        plainly("random", &["6000", seed]);
     }
 }
 

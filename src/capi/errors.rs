@@ -66,7 +66,7 @@ impl Object for Failure {
 #[doc(hidden)]
 impl Failure {
     pub fn new(status: mdm_status, message: impl Into<String>) -> Self {
-        Self { status, message: c_string(message) }
+        Self { status, message: c_line(message) }
     }
 
     pub fn argument(message: impl Into<String>) -> Self {
@@ -114,6 +114,11 @@ pub fn c_string(text: impl Into<String>) -> CString {
     let mut text: String = text.into();
     text.retain(|c| c != '\0');
     CString::new(text).unwrap_or_default()
+}
+
+/// The text as one line: names of files may hold anything.
+pub(super) fn c_line(text: impl Into<String>) -> CString {
+    c_string(text.into().replace(['\n', '\r'], " "))
 }
 
 thread_local! {
@@ -271,4 +276,64 @@ pub fn free<T: Object>(handle: *const T::Handle) {
         drop(handles::remove::<T>(handle));
         Ok(())
     });
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+    use std::ffi::CStr;
+
+    use super::*;
+
+    /// Status and message of a call with this body.
+    fn called(body: impl FnOnce() -> Result<(), Failure>) -> (mdm_status, String) {
+        let mut error = std::ptr::null_mut();
+        // SAFETY: `error` can be written to.
+        let status = unsafe { call(&raw mut error, body) };
+        assert_eq!(mdm_error_status(error), status);
+        // SAFETY: the message ends with a NUL and lives until the error is freed.
+        let message = unsafe { CStr::from_ptr(mdm_error_message(error)) }.to_str().unwrap().to_owned();
+        mdm_error_free(error);
+        (status, message)
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let (status, message) = called(|| panic!("of {} parts", 2));
+        assert_eq!(status, MDM_ERROR_INTERNAL);
+        assert!(message.contains("of 2 parts") && message.contains("report"), "{message}");
+        let (status, message) = called(|| panic!("plain"));
+        assert_eq!(status, MDM_ERROR_INTERNAL);
+        assert!(message.contains("plain"), "{message}");
+
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let (status, message) = called(|| std::panic::panic_any(Bomb));
+        assert_eq!(status, MDM_ERROR_INTERNAL);
+        assert!(message.contains("no reason"), "{message}");
+        assert_eq!(answer(7, || -> Result<i32, Failure> { panic!("no answer") }), 7);
+        assert_eq!(called(|| Ok(())), (MDM_OK, String::new()));
+    }
+
+    #[test]
+    fn every_error_of_the_library_has_its_number() {
+        let io = std::io::Error::other("torn");
+        let errors = [
+            (Error::Io { action: "read", path: "a\nb".into(), source: io }, MDM_ERROR_IO),
+            (Error::Image("b".into()), MDM_ERROR_IMAGE),
+            (Error::OutOfMemory("c".into()), MDM_ERROR_OUT_OF_MEMORY),
+            (Error::Device("d".into()), MDM_ERROR_DEVICE),
+            (Error::DeviceLost("e\0f".into()), MDM_ERROR_DEVICE_LOST),
+            (Error::Cancelled, MDM_ERROR_CANCELLED),
+        ];
+        for (error, expected) in errors {
+            let words = error.to_string().replace('\0', "").replace('\n', " ");
+            assert_eq!(called(|| Err(error.into())), (expected, words));
+        }
+    }
 }

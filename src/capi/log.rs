@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-use super::errors::{Failure, c_string, call, mdm_error, mdm_status};
+use super::errors::{Failure, c_line, call, mdm_error, mdm_status};
 
 /// How important a message is.
 pub type mdm_log_level = u32;
@@ -54,7 +54,7 @@ pub(super) fn write(level: mdm_log_level, message: impl FnOnce() -> String) {
     if level > LEVEL.load(Ordering::Relaxed) || INSIDE.get() {
         return;
     }
-    let message = c_string(message());
+    let message = c_line(message());
     let sink = SINK.read().unwrap_or_else(PoisonError::into_inner);
     if let Some(Sink { callback, user_data }) = *sink {
         INSIDE.set(true);

@@ -645,6 +645,32 @@ static mdm_status count_rows(void *user_data, const mdm_band *band) {
     return band->width == 60 ? MDM_OK : 1;
 }
 
+/* The sanitizers report allocations that fail, and end the program. */
+#if !defined(__SANITIZE_ADDRESS__) && !defined(VALGRIND)
+static void more_than_memory_has(void) {
+    mdm_segmenter *segmenter = NULL;
+    OK(mdm_segmenter_new(model, device, NULL, &segmenter, &error));
+    stream s = {pixels, WIDTH, HEIGHT, 0, 0, 0, MDM_OK, NULL, NULL, NULL, segmenter};
+    mdm_source source = MDM_SOURCE_INIT;
+    source.read = read_region;
+    source.user_data = &s;
+    source.width = source.height = source.tile_height = 1u << 30;
+    source.format = MDM_PIXEL_RGBA16;
+    mdm_sink sink = MDM_SINK_INIT;
+    sink.write = write_band;
+    sink.user_data = &s;
+    FAILS(MDM_ERROR_OUT_OF_MEMORY, "memory", mdm_segmenter_run_source(segmenter, &source, &sink, NULL, NULL, &error));
+    /* It still works. */
+    unsigned char labels[PIXELS];
+    mdm_image image = grey_image(pixels, WIDTH, HEIGHT);
+    mdm_result result = labels_result(labels, sizeof labels);
+    OK(mdm_segmenter_run(segmenter, &image, &result, NULL, NULL, &error));
+    mdm_segmenter_free(segmenter);
+}
+#else
+static void more_than_memory_has(void) {}
+#endif
+
 /* An option's pixel size counts for level 0, whichever level is read. */
 static void levels_and_planes(void) {
     mdm_segment_options options = MDM_SEGMENT_OPTIONS_INIT;
@@ -777,6 +803,7 @@ int main(int count, char **arguments) {
     models(arguments[1]);
     segmenter_options();
     segmentation();
+    more_than_memory_has();
     levels_and_planes();
     features();
     mdm_model_free(model);
