@@ -1,53 +1,99 @@
 //! What operations are made of on a device: calls of shaders.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::context::{Context, Memory};
 use super::shader::{Permutation, Shader, Tile, ValueType};
 use super::weights::{DeviceWeights, Layout, read};
 use crate::model::WeightSource;
-use crate::plan::{Op, ParamId, Plan, TensorId};
+use crate::plan::{Op, Param, ParamId, Plan, TensorId};
 use crate::{Error, Result};
 
 /// Offsets of everything that is bound.
-pub(crate) const ALIGNMENT: usize = 256;
+pub const ALIGNMENT: usize = 256;
 
 /// Workgroups that fill a device. Where a product has fewer tiles, its terms are divided.
-pub(crate) const ENOUGH_WORKGROUPS: usize = 256;
+pub const ENOUGH_WORKGROUPS: usize = 256;
 
 /// What is bound.
 #[derive(Clone)]
-pub(crate) enum Binding {
+pub enum Binding {
     /// A map in the arena.
     Map(TensorId),
     /// All vectors.
     Vectors,
     /// The samples' noise keys, four words each: seed (low, high), top, left.
     Keys,
-    /// A parameter.
-    Weights(Arc<Memory>),
+    /// A part of memory that lasts longer than the calls, in bytes.
+    Memory(Arc<Memory>, Range<usize>),
     /// A part of the scratch memory, in bytes.
     Scratch { start: usize, len: usize },
 }
 
 /// What is bound, by the shader's numbers.
-pub(crate) type Bindings = Vec<(u32, Binding)>;
+pub type Bindings = Vec<(u32, Binding)>;
+
+impl Binding {
+    /// All of a piece of memory.
+    pub fn whole(memory: Arc<Memory>) -> Self {
+        let size = memory.size() as usize;
+        Self::Memory(memory, 0..size)
+    }
+}
+
+/// Where operations find their parameters.
+pub trait Parameters {
+    /// The parameter in the given layout. Calls that have to come before the operation's own are added to `calls`.
+    fn weight(
+        &mut self,
+        context: &Context,
+        param: &Param,
+        layout: Layout,
+        calls: &mut Vec<Call>,
+    ) -> Result<Binding>;
+
+    /// Its values on the host.
+    fn values(&self, param: &Param) -> Result<Vec<f32>>;
+}
+
+/// Parameters that are uploaded once, each as it is needed.
+pub(super) struct Uploaded<'a> {
+    pub(super) weights: &'a dyn WeightSource,
+    pub(super) known: &'a mut DeviceWeights,
+}
+
+impl Parameters for Uploaded<'_> {
+    fn weight(
+        &mut self,
+        context: &Context,
+        param: &Param,
+        layout: Layout,
+        _calls: &mut Vec<Call>,
+    ) -> Result<Binding> {
+        Ok(Binding::whole(self.known.get(context, param, layout, self.weights)?))
+    }
+
+    fn values(&self, param: &Param) -> Result<Vec<f32>> {
+        Ok(read(param, self.weights)?.into_owned())
+    }
+}
 
 /// One dispatch of a shader.
-pub(crate) struct Call {
-    pub(crate) permutation: Permutation,
+pub struct Call {
+    pub permutation: Permutation,
     /// The words of the shader's `Params`, in their order.
-    pub(crate) params: Vec<u32>,
+    pub params: Vec<u32>,
     /// What is not named is bound to nothing in particular.
-    pub(crate) bindings: Bindings,
-    pub(crate) workgroups: u32,
+    pub bindings: Bindings,
+    pub workgroups: u32,
     /// Multiplications, roughly.
-    pub(crate) work: f64,
+    pub work: f64,
 }
 
 /// Where a tensor lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub enum Place {
     /// In the arena, in the device's value type.
     Map,
     /// In the arena, as f32.
@@ -57,22 +103,23 @@ pub(crate) enum Place {
 }
 
 /// Turns operations into calls.
-pub(crate) struct Builder<'a> {
-    pub(crate) plan: &'a Plan,
-    pub(crate) context: &'a Context,
-    pub(crate) places: &'a [Place],
+pub struct Builder<'a> {
+    pub plan: &'a Plan,
+    pub context: &'a Context,
+    pub places: &'a [Place],
     /// Where the samples' classes lie among the vectors.
-    pub(crate) classes: usize,
-    pub(crate) weights: &'a dyn WeightSource,
-    pub(crate) known: &'a mut DeviceWeights,
-    pub(crate) calls: Vec<Call>,
+    pub classes: usize,
+    /// The parameters of `plan`.
+    pub parameters: &'a mut dyn Parameters,
+    /// Those of the operation.
+    pub calls: Vec<Call>,
     /// Bytes of scratch memory that the operation has taken so far.
-    pub(crate) scratch: usize,
+    pub scratch: usize,
 }
 
 impl Builder<'_> {
     /// The calls of one operation, and the bytes of scratch memory they need.
-    pub(crate) fn operation(&mut self, op: &Op) -> Result<(Vec<Call>, usize)> {
+    pub fn operation(&mut self, op: &Op) -> Result<(Vec<Call>, usize)> {
         self.scratch = 0;
         match op {
             Op::Mask { .. } => super::corruption::mask(self, op)?,
@@ -90,22 +137,22 @@ impl Builder<'_> {
         Ok((std::mem::take(&mut self.calls), self.scratch))
     }
 
-    pub(crate) fn batch(&self) -> usize {
+    pub fn batch(&self) -> usize {
         self.plan.options.batch
     }
 
-    pub(crate) fn value(&self) -> ValueType {
+    pub fn value(&self) -> ValueType {
         self.context.value
     }
 
     /// A shader that reads and writes the device's value type.
-    pub(crate) fn plain(&self, shader: Shader) -> Permutation {
+    pub fn plain(&self, shader: Shader) -> Permutation {
         Permutation::plain(shader, self.context.value)
     }
 
     /// The tile for a product that has `count` of them: the large one where it leaves enough to do and the device has the
     /// memory for it.
-    pub(crate) fn tile(&self, count: impl Fn(Tile) -> usize) -> Tile {
+    pub fn tile(&self, count: impl Fn(Tile) -> usize) -> Tile {
         let Tile { rows, columns, terms } = Tile::LARGE;
         // Both factors, and the places of the rows.
         let memory = 4 * 8 * (rows + columns) * terms + 16 * 8 * rows;
@@ -114,18 +161,17 @@ impl Builder<'_> {
     }
 
     /// The parameter in the given layout.
-    pub(crate) fn weight(&mut self, id: ParamId, layout: Layout) -> Result<Binding> {
-        let param = &self.plan.params[id];
-        Ok(Binding::Weights(self.known.get(self.context, param, layout, self.weights)?))
+    pub fn weight(&mut self, id: ParamId, layout: Layout) -> Result<Binding> {
+        self.parameters.weight(self.context, &self.plan.params[id], layout, &mut self.calls)
     }
 
     /// A parameter's values on the host.
-    pub(crate) fn values(&self, id: ParamId) -> Result<Vec<f32>> {
-        Ok(read(&self.plan.params[id], self.weights)?.into_owned())
+    pub fn values(&self, id: ParamId) -> Result<Vec<f32>> {
+        self.parameters.values(&self.plan.params[id])
     }
 
     /// Where a vector lies among the vectors.
-    pub(crate) fn vector(&self, id: TensorId) -> Result<u32> {
+    pub fn vector(&self, id: TensorId) -> Result<u32> {
         match self.places[id] {
             Place::Vector(at) => word(at),
             _ => Err(Error::invalid("plan", format!("tensor {id} is used both as a map and as a vector"))),
@@ -133,7 +179,7 @@ impl Builder<'_> {
     }
 
     /// A map of the arena with the format of its values.
-    pub(crate) fn map(&self, id: TensorId) -> Result<(Binding, ValueType)> {
+    pub fn map(&self, id: TensorId) -> Result<(Binding, ValueType)> {
         match self.places[id] {
             Place::Map => Ok((Binding::Map(id), self.context.value)),
             Place::ExactMap => Ok((Binding::Map(id), ValueType::F32)),
@@ -144,7 +190,7 @@ impl Builder<'_> {
     }
 
     /// Scratch memory that lasts as long as the operation.
-    pub(crate) fn scratch(&mut self, values: usize, format: ValueType) -> Result<Binding> {
+    pub fn scratch(&mut self, values: usize, format: ValueType) -> Result<Binding> {
         let start = self.scratch;
         let len = values.checked_mul(format.size()).ok_or_else(|| too_large("scratch memory"))?;
         self.scratch =
@@ -154,15 +200,15 @@ impl Builder<'_> {
 }
 
 /// A size as shaders have it.
-pub(crate) fn word(value: usize) -> Result<u32> {
+pub fn word(value: usize) -> Result<u32> {
     u32::try_from(value).map_err(|_| too_large("a map"))
 }
 
 /// Sizes as shaders have them.
-pub(crate) fn words<const N: usize>(values: [usize; N]) -> Result<Vec<u32>> {
+pub fn words<const N: usize>(values: [usize; N]) -> Result<Vec<u32>> {
     values.into_iter().map(word).collect()
 }
 
-pub(crate) fn too_large(what: &str) -> Error {
+pub fn too_large(what: &str) -> Error {
     Error::OutOfMemory(format!("{what} exceeds what a shader can address; use smaller batches or windows"))
 }

@@ -11,32 +11,32 @@ use super::shader::{Cooperative, ValueType};
 use crate::{Error, Result};
 
 /// Workgroups of a row of a dispatch's grid; `GRID_WIDTH` of the shaders is the same.
-pub(crate) const GRID_WIDTH: u32 = 32_768;
+pub const GRID_WIDTH: u32 = 32_768;
 
 /// A submission should keep the device busy for so long: display drivers reset a device that is busy for two seconds, and
 /// people notice a tenth of one.
 const SUBMISSION: Duration = Duration::from_millis(40);
 
 /// A device that has not finished a submission after so long never will.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Multiplications a second that a device is believed to do before it was measured.
 const FIRST_PACE: f64 = 2e9;
 
-pub(crate) struct Context {
+pub struct Context {
     /// Differs from device to device, also between one that was lost and its successor.
-    pub(crate) id: u64,
-    pub(crate) device: wgpu::Device,
-    pub(crate) queue: wgpu::Queue,
-    pub(crate) limits: wgpu::Limits,
-    pub(crate) value: ValueType,
-    pub(crate) timestamps: bool,
+    pub id: u64,
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub limits: wgpu::Limits,
+    pub value: ValueType,
+    pub timestamps: bool,
     /// Matrix units that products in f16 can use.
-    pub(crate) cooperative: Option<Cooperative>,
+    pub cooperative: Option<Cooperative>,
     /// Bytes that may be spent on the device.
-    pub(crate) memory: Option<u64>,
-    pub(crate) used: Arc<AtomicU64>,
-    pub(crate) pipelines: Pipelines,
+    pub memory: Option<u64>,
+    pub used: Arc<AtomicU64>,
+    pub pipelines: Pipelines,
     faults: Arc<Faults>,
     /// Multiplications a second.
     pace: Mutex<f64>,
@@ -108,12 +108,12 @@ impl Context {
         })
     }
 
-    pub(crate) fn is_lost(&self) -> bool {
+    pub fn is_lost(&self) -> bool {
         self.faults.lost.load(Ordering::Acquire)
     }
 
     /// The device will not be used again; the engine opens another one.
-    pub(crate) fn give_up(&self, reason: &str) {
+    pub fn give_up(&self, reason: &str) {
         self.faults.note(reason.to_owned());
         self.faults.lost.store(true, Ordering::Release);
     }
@@ -124,7 +124,7 @@ impl Context {
     }
 
     /// Calls `work`, and turns whatever the driver or wgpu does meanwhile into an error.
-    pub(crate) fn checked<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn checked<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         if self.is_lost() {
             return Err(self.lost());
         }
@@ -156,7 +156,7 @@ impl Context {
     }
 
     /// A buffer of `size` bytes, within the memory budget.
-    pub(crate) fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Memory> {
+    pub fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Memory> {
         let size = size.max(16).next_multiple_of(16);
         let used = self.used.fetch_add(size, Ordering::Relaxed) + size;
         let memory = |buffer| Memory { buffer, size, used: self.used.clone() };
@@ -196,17 +196,12 @@ impl Context {
     }
 
     /// Multiplications that one submission may have.
-    pub(crate) fn submission_work(&self) -> f64 {
+    pub fn submission_work(&self) -> f64 {
         *self.pace.lock().unwrap_or_else(PoisonError::into_inner) * SUBMISSION.as_secs_f64()
     }
 
     /// Waits for a submission (all of them without one) of `work` multiplications that the device began at `began`.
-    pub(crate) fn wait(
-        &self,
-        submission: Option<wgpu::SubmissionIndex>,
-        began: Instant,
-        work: f64,
-    ) -> Result<()> {
+    pub fn wait(&self, submission: Option<wgpu::SubmissionIndex>, began: Instant, work: f64) -> Result<()> {
         let poll = wgpu::PollType::Wait { submission_index: submission, timeout: Some(PATIENCE) };
         match self.device.poll(poll) {
             Ok(_) => {}
@@ -240,14 +235,14 @@ fn of_wgpu(error: wgpu::Error) -> Error {
 }
 
 /// A buffer that counts towards the memory in use for as long as it lives.
-pub(crate) struct Memory {
-    pub(crate) buffer: wgpu::Buffer,
+pub struct Memory {
+    pub buffer: wgpu::Buffer,
     size: u64,
     used: Arc<AtomicU64>,
 }
 
 impl Memory {
-    pub(crate) fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.size
     }
 }

@@ -13,13 +13,17 @@ const LEAST_STEPS: usize = 16;
 const MOST_UNFOLDED: usize = 7;
 
 /// What a convolution reads.
-struct Input {
-    parts: Vec<(Binding, usize)>,
-    height: usize,
-    width: usize,
-    upsampled: bool,
+pub struct Input {
+    /// Maps with their channels, concatenated in this order.
+    pub parts: Vec<(Binding, usize)>,
+    /// Rows, before it is upsampled.
+    pub height: usize,
+    /// Columns, before it is upsampled.
+    pub width: usize,
+    /// Whether each pixel stands for 2 x 2.
+    pub upsampled: bool,
     /// 1 where what lies under the taps was unfolded.
-    kernel: usize,
+    pub kernel: usize,
 }
 
 pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
@@ -144,7 +148,7 @@ pub(super) fn epilogue(builder: &mut Builder<'_>, conv: &Conv) -> Result<(Vec<u3
 }
 
 /// A map in the device's value type.
-pub(super) fn stored(builder: &Builder<'_>, id: usize) -> Result<Binding> {
+pub fn stored(builder: &Builder<'_>, id: usize) -> Result<Binding> {
     match builder.map(id)? {
         (binding, format) if format == builder.value() => Ok(binding),
         _ => Err(Error::invalid("plan", format!("tensor {id} is kept in f32 and cannot be convolved"))),
@@ -178,7 +182,7 @@ fn unfolded(builder: &mut Builder<'_>, conv: &Conv) -> Result<Option<Input>> {
 }
 
 /// What `source` stands for: its tensors as they are where the shader can read them so, otherwise a normalised copy.
-fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
+pub fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
     let plan = builder.plan;
     let first = &plan.tensors[source.parts[0]];
     let averaged = source.resample == Resample::AverageDown;

@@ -98,7 +98,7 @@ pub(super) fn head(builder: &mut Builder<'_>, op: &Op) -> Result<()> {
         params.extend(words(sizes[1])?);
         params.push(norm);
         let mut bindings = vec![
-            (1, Binding::Weights(weights.clone())),
+            (1, Binding::whole(weights.clone())),
             (2, Binding::Vectors),
             (8, Binding::Scratch { start, len: 4 * logits }),
         ];

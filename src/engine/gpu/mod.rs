@@ -5,24 +5,34 @@
 
 mod adapter;
 mod attention;
-mod call;
+#[doc(hidden)]
+pub mod call;
 mod canvas;
-mod context;
-mod conv;
+#[doc(hidden)]
+pub mod context;
+#[doc(hidden)]
+pub mod conv;
 mod corruption;
 mod head;
 mod memory;
 mod network;
 mod norm;
 mod pipeline;
+#[doc(hidden)]
+pub mod prepare;
 pub mod shader;
-mod submit;
+#[doc(hidden)]
+pub mod submit;
 #[cfg(test)]
 mod tests;
-mod timing;
-mod vector;
-mod weights;
-mod winograd;
+#[doc(hidden)]
+pub mod timing;
+#[doc(hidden)]
+pub mod vector;
+#[doc(hidden)]
+pub mod weights;
+#[doc(hidden)]
+pub mod winograd;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -40,7 +50,8 @@ use crate::plan::Plan;
 use crate::{Error, Result};
 
 /// A GPU.
-pub(crate) struct GpuEngine {
+#[doc(hidden)]
+pub struct GpuEngine {
     info: DeviceInfo,
     adapter: Adapter,
     value: ValueType,
@@ -75,6 +86,14 @@ impl GpuEngine {
             cache,
             context: Mutex::new(Arc::new(context)),
         })
+    }
+
+    /// The device for networks in `value`, opened once more where its own are in another format.
+    pub fn context_for(&self, value: ValueType) -> Result<Arc<Context>> {
+        if value == self.value {
+            return self.context();
+        }
+        guard(|| Context::new(&self.adapter, value, self.memory, self.cache.clone())).map(Arc::new)
     }
 
     /// The open device, a new one if it was lost.

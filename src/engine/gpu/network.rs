@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::call::{ALIGNMENT, Binding, Builder, Call, Place, word};
+use super::call::{ALIGNMENT, Builder, Place, Uploaded};
 use super::canvas::GpuCanvas;
 use super::context::{Context, Memory};
-use super::shader::{BindingKind, ValueType};
-use super::submit::{Bound, Dispatch, Encoder, Submitted, map};
+use super::prepare::{Prepared, Sizes, place_vectors, places};
+use super::shader::ValueType;
+use super::submit::{Encoder, Submitted, map};
 use super::timing::Timing;
 use super::weights::{DeviceWeights, decode, write};
 use crate::Result;
@@ -28,23 +29,17 @@ struct Output {
 pub(crate) struct GpuNetwork {
     context: Arc<Context>,
     plan: Plan,
-    /// Dispatches of each operation.
-    steps: Vec<Vec<Dispatch>>,
+    prepared: Prepared,
     places: Vec<Place>,
     /// Bytes of the arena, for maps.
     ranges: Vec<std::ops::Range<usize>>,
     classes: usize,
-    arena: Memory,
-    vectors: Memory,
-    keys: Memory,
     staging: Memory,
     outputs: Vec<Output>,
     /// What the device may still be working on.
     pending: Option<Submitted>,
     timing: Option<Timing>,
     seconds: Vec<f64>,
-    /// What bind groups refer to.
-    _memory: [Memory; 4],
 }
 
 impl GpuNetwork {
@@ -55,7 +50,7 @@ impl GpuNetwork {
         known: &mut DeviceWeights,
     ) -> Result<Self> {
         plan.check()?;
-        let places = places(&plan);
+        let places = places(plan.tensors.len(), &plan.ops);
         let batch = plan.options.batch;
         let (places, vectors_len) = place_vectors(&plan, places, batch)?;
         let classes = vectors_len;
@@ -79,8 +74,7 @@ impl GpuNetwork {
             context: &context,
             places: &places,
             classes,
-            weights,
-            known,
+            parameters: &mut Uploaded { weights, known },
             calls: Vec::new(),
             scratch: 0,
         };
@@ -89,50 +83,8 @@ impl GpuNetwork {
             calls.push(own);
             scratch_len = scratch_len.max(scratch);
         }
-        let wanted: Vec<_> = calls.iter().flatten().map(|call| call.permutation).collect();
-        context.pipelines.compile(&context.device, &wanted)?;
-
-        use wgpu::BufferUsages as Usage;
-        let storage = Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC;
-        let arena = context.buffer("activations", arena_len as u64, storage)?;
-        let vectors = context.buffer("vectors", 4 * vectors_len as u64, storage)?;
-        let keys = context.buffer("noise keys", 16 * batch as u64, Usage::STORAGE | Usage::COPY_DST)?;
-        let scratch = context.buffer("scratch memory", scratch_len as u64, storage)?;
-        let nothing =
-            [context.buffer("nothing", 16, Usage::STORAGE)?, context.buffer("nothing", 16, Usage::STORAGE)?];
-        let alignment = context.limits.min_uniform_buffer_offset_alignment.max(16) as usize;
-        let mut words: Vec<u32> = Vec::new();
-        let mut param_ranges = Vec::new();
-        for call in calls.iter().flatten() {
-            let start = 4 * words.len();
-            words.extend(&call.params);
-            words.resize(words.len().next_multiple_of(4), 0);
-            param_ranges.push(start..4 * words.len());
-            words.resize(words.len().next_multiple_of(alignment / 4), 0);
-        }
-        let params =
-            context.buffer("parameters", 4 * words.len() as u64, Usage::UNIFORM | Usage::COPY_DST)?;
-        context.queue.write_buffer(&params.buffer, 0, bytemuck::cast_slice(&words));
-
-        let bindable = Bindable {
-            context: &context,
-            ranges: &ranges,
-            arena: &arena,
-            vectors: &vectors,
-            keys: &keys,
-            scratch: &scratch,
-            nothing: &nothing,
-            params: &params,
-        };
-        let mut param_ranges = param_ranges.into_iter();
-        let mut steps = Vec::with_capacity(calls.len());
-        for calls in calls {
-            let mut dispatches = Vec::with_capacity(calls.len());
-            for call in calls {
-                dispatches.push(bindable.dispatch(call, param_ranges.next().unwrap_or(0..0))?);
-            }
-            steps.push(dispatches);
-        }
+        let sizes = Sizes { arena: arena_len, vectors: vectors_len, scratch: scratch_len, keys: batch };
+        let prepared = Prepared::new(&context, calls, &ranges, sizes)?;
 
         let mut outputs = Vec::new();
         let mut start = 0u64;
@@ -145,24 +97,20 @@ impl GpuNetwork {
             outputs.push(Output { tensor, start, count, format });
             start += ((count * format.size()) as u64).next_multiple_of(ALIGNMENT as u64);
         }
+        use wgpu::BufferUsages as Usage;
         let staging = context.buffer("results", start, Usage::COPY_DST | Usage::MAP_READ)?;
-        let [first, second] = nothing;
         Ok(Self {
             seconds: vec![0.0; plan.ops.len()],
             context,
             plan,
-            steps,
+            prepared,
             places,
             ranges,
             classes,
-            arena,
-            vectors,
-            keys,
             staging,
             outputs,
             pending: None,
             timing: None,
-            _memory: [scratch, params, first, second],
         })
     }
 
@@ -170,14 +118,14 @@ impl GpuNetwork {
     fn give(&self, inputs: &Inputs<'_>) {
         let context = &self.context;
         let to_vectors = |at: usize, values: &[f32]| {
-            write(context, &self.vectors.buffer, 4 * at as u64, values, ValueType::F32);
+            write(context, &self.prepared.vectors.buffer, 4 * at as u64, values, ValueType::F32);
         };
         let given = inputs.images.iter().zip(&self.plan.images);
         for (values, &id) in given.chain(inputs.timesteps.iter().zip(&self.plan.timesteps)) {
             let start = self.ranges[id].start as u64;
             match self.places[id] {
-                Place::Map => write(context, &self.arena.buffer, start, values, context.value),
-                Place::ExactMap => write(context, &self.arena.buffer, start, values, ValueType::F32),
+                Place::Map => write(context, &self.prepared.arena.buffer, start, values, context.value),
+                Place::ExactMap => write(context, &self.prepared.arena.buffer, start, values, ValueType::F32),
                 Place::Vector(at) => to_vectors(at, values),
             }
             for op in &self.plan.ops {
@@ -192,7 +140,7 @@ impl GpuNetwork {
         }
         let keys: Vec<u32> = inputs.noise.iter().flat_map(key_words).collect();
         if !keys.is_empty() {
-            context.queue.write_buffer(&self.keys.buffer, 0, bytemuck::cast_slice(&keys));
+            context.queue.write_buffer(&self.prepared.keys.buffer, 0, bytemuck::cast_slice(&keys));
         }
         let classes: Vec<f32> = inputs.classes.iter().map(|&class| class as f32).collect();
         if !classes.is_empty() {
@@ -202,7 +150,7 @@ impl GpuNetwork {
 
     /// Adds all operations.
     fn encode<'a>(&'a self, encoder: &mut Encoder<'a>) -> Result<()> {
-        for (index, dispatches) in self.steps.iter().enumerate() {
+        for (index, dispatches) in self.prepared.steps.iter().enumerate() {
             let timing = self.timing.as_ref().map(|timing| timing.of_operation(index));
             encoder.operation(dispatches.iter(), timing.as_ref())?;
         }
@@ -216,8 +164,10 @@ impl GpuNetwork {
         encoder.submit(|commands| {
             for output in &self.outputs {
                 let (from, start) = match self.places[output.tensor] {
-                    Place::Vector(at) => (&self.vectors, 4 * at as u64),
-                    Place::Map | Place::ExactMap => (&self.arena, self.ranges[output.tensor].start as u64),
+                    Place::Vector(at) => (&self.prepared.vectors, 4 * at as u64),
+                    Place::Map | Place::ExactMap => {
+                        (&self.prepared.arena, self.ranges[output.tensor].start as u64)
+                    }
                 };
                 let size = ((output.count * output.format.size()) as u64).next_multiple_of(4);
                 let (from, to) = (&from.buffer, &self.staging.buffer);
@@ -263,7 +213,7 @@ impl Network for GpuNetwork {
             let pending = self.pending.take();
             self.compute(control, pending)?;
             if let Some(timing) = &self.timing {
-                self.seconds = timing.read(&context, self.steps.len())?;
+                self.seconds = timing.read(&context, self.prepared.steps.len())?;
             }
             let bytes = map(&context, &self.staging.buffer)?;
             let results = self
@@ -299,7 +249,7 @@ impl Network for GpuNetwork {
         let pending = context.checked(|| {
             self.give(inputs);
             let pending = self.pending.take();
-            let blend = canvas.blend((&self.arena, output), places)?;
+            let blend = canvas.blend((&self.prepared.arena, output), places)?;
             let mut encoder = Encoder::new(&context, control, pending);
             self.encode(&mut encoder)?;
             encoder.operation(blend.iter(), None)?;
@@ -316,7 +266,7 @@ impl Network for GpuNetwork {
 
     fn time_operations(&mut self) -> bool {
         if self.timing.is_none() && self.context.timestamps {
-            let operations = self.steps.len();
+            let operations = self.prepared.steps.len();
             self.timing = self.context.checked(|| Timing::new(&self.context, operations)).ok();
         }
         self.timing.is_some()
@@ -327,82 +277,7 @@ impl Network for GpuNetwork {
     }
 }
 
-/// What calls can be bound to.
-struct Bindable<'a> {
-    context: &'a Context,
-    ranges: &'a [std::ops::Range<usize>],
-    arena: &'a Memory,
-    vectors: &'a Memory,
-    keys: &'a Memory,
-    scratch: &'a Memory,
-    /// One that is read, one that is written: a buffer cannot be both in one call.
-    nothing: &'a [Memory; 2],
-    params: &'a Memory,
-}
-
-impl Bindable<'_> {
-    fn dispatch(&self, call: Call, params: std::ops::Range<usize>) -> Result<Dispatch> {
-        let Call { permutation, bindings, workgroups, work, .. } = call;
-        Dispatch::new(self.context, permutation, workgroups, work, |number, kind| {
-            let bound = bindings.iter().find(|(own, _)| *own == number).map(|(_, binding)| binding);
-            match (kind, bound) {
-                (BindingKind::Uniform, _) => Bound::part(self.params, params.start, params.len()),
-                (BindingKind::Read, None) => Bound::whole(&self.nothing[0]),
-                (BindingKind::ReadWrite, None) => Bound::whole(&self.nothing[1]),
-                (_, Some(Binding::Map(id))) => {
-                    Bound::part(self.arena, self.ranges[*id].start, self.ranges[*id].len())
-                }
-                (_, Some(Binding::Vectors)) => Bound::whole(self.vectors),
-                (_, Some(Binding::Keys)) => Bound::whole(self.keys),
-                (_, Some(Binding::Weights(memory))) => Bound::whole(memory),
-                (_, Some(Binding::Scratch { start, len })) => Bound::part(self.scratch, *start, *len),
-            }
-        })
-    }
-}
-
 /// A noise key as shaders read it.
 fn key_words(key: &NoiseKey) -> [u32; 4] {
     [key.seed as u32, (key.seed >> 32) as u32, key.top.cast_unsigned(), key.left.cast_unsigned()]
-}
-
-/// Where each tensor lives, by how operations use it.
-fn places(plan: &Plan) -> Vec<Place> {
-    let mut places = vec![Place::Map; plan.tensors.len()];
-    let mut vector = |id: TensorId| places[id] = Place::Vector(0);
-    for op in &plan.ops {
-        match op {
-            Op::Sinusoid { timesteps, output } => [*timesteps, *output].into_iter().for_each(&mut vector),
-            Op::Linear { input, output, .. } => [*input, *output].into_iter().for_each(&mut vector),
-            Op::Moments { output, .. } | Op::FeatureNorm { output, .. } => vector(*output),
-            Op::NormCoefficients { moments, scale_shift, output, .. } => {
-                moments.iter().chain(scale_shift).chain([output]).copied().for_each(&mut vector);
-            }
-            Op::Conv(conv) => {
-                let norm = conv.source.norm.map(|norm| norm.coefficients);
-                norm.into_iter().chain(conv.sample_bias).for_each(&mut vector);
-            }
-            Op::Mask { .. } | Op::AddNoise { .. } | Op::Attention { .. } => {}
-            Op::Head { feature_norm, .. } => feature_norm.iter().copied().for_each(&mut vector),
-        }
-    }
-    for op in &plan.ops {
-        if let Op::Head { partial_sums, output, .. } = op {
-            partial_sums.iter().chain([output]).for_each(|&id| places[id] = Place::ExactMap);
-        }
-    }
-    places
-}
-
-/// Lines the vectors up, all samples of one after another, and returns how long they are together.
-fn place_vectors(plan: &Plan, mut places: Vec<Place>, batch: usize) -> Result<(Vec<Place>, usize)> {
-    let mut end = 0;
-    for (place, tensor) in places.iter_mut().zip(&plan.tensors) {
-        if let Place::Vector(at) = place {
-            *at = end;
-            end += tensor.sample_len() * batch;
-            word(end)?;
-        }
-    }
-    Ok((places, end))
 }

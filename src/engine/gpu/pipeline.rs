@@ -16,19 +16,19 @@ const IMMEDIATE_SIZE: u32 = 8;
 const COMPILERS: usize = 8;
 
 /// Leave to use what wgpu calls experimental.
-pub(crate) fn experimental() -> wgpu::ExperimentalFeatures {
+pub(super) fn experimental() -> wgpu::ExperimentalFeatures {
     // SAFETY: only cooperative matrices are used, on adapters that report the very sizes, and as the tests translate them.
     unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
-pub(crate) struct Pipeline {
-    pub(crate) pipeline: wgpu::ComputePipeline,
-    pub(crate) layout: wgpu::BindGroupLayout,
-    pub(crate) bindings: Vec<(u32, BindingKind)>,
+pub struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+    pub bindings: Vec<(u32, BindingKind)>,
 }
 
 /// The pipelines of one device, each compiled once.
-pub(crate) struct Pipelines {
+pub struct Pipelines {
     compiled: Mutex<HashMap<Permutation, Arc<Pipeline>>>,
     cache: Option<wgpu::PipelineCache>,
     file: Option<PathBuf>,
@@ -36,7 +36,7 @@ pub(crate) struct Pipelines {
 
 impl Pipelines {
     /// With a cache in `folder`, where the backend can keep one.
-    pub(crate) fn new(device: &wgpu::Device, info: &wgpu::AdapterInfo, folder: Option<PathBuf>) -> Self {
+    pub fn new(device: &wgpu::Device, info: &wgpu::AdapterInfo, folder: Option<PathBuf>) -> Self {
         let key = wgpu::util::pipeline_cache_key(info);
         let file = folder
             .filter(|_| device.features().contains(wgpu::Features::PIPELINE_CACHE))
@@ -53,7 +53,7 @@ impl Pipelines {
     }
 
     /// Compiles those of `wanted` that are not there yet, side by side.
-    pub(crate) fn compile(&self, device: &wgpu::Device, wanted: &[Permutation]) -> Result<()> {
+    pub fn compile(&self, device: &wgpu::Device, wanted: &[Permutation]) -> Result<()> {
         let mut missing: Vec<Permutation> = {
             let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
             wanted.iter().filter(|permutation| !compiled.contains_key(permutation)).copied().collect()
@@ -89,7 +89,7 @@ impl Pipelines {
     }
 
     /// A compiled pipeline.
-    pub(crate) fn get(&self, permutation: Permutation) -> Result<Arc<Pipeline>> {
+    pub fn get(&self, permutation: Permutation) -> Result<Arc<Pipeline>> {
         let compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = || Error::Device(format!("shader {} is not compiled", permutation.label()));
         compiled.get(&permutation).cloned().ok_or_else(missing)

@@ -74,12 +74,29 @@ impl Cooperative {
     }
 }
 
+/// A shader that is kept elsewhere.
+#[doc(hidden)]
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ShaderFile {
+    /// The file's name without its ending.
+    pub name: &'static str,
+    /// The file.
+    pub text: &'static str,
+    /// Names and texts of what it imports beside this crate's own.
+    pub shared: &'static [(&'static str, &'static str)],
+}
+
 macro_rules! shaders {
     ($($variant:ident $file:literal),* $(,)?) => {
         /// A file in `shaders/`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[allow(missing_docs, reason = "each is named like its file, which says what it does")]
-        pub enum Shader { $($variant),* }
+        pub enum Shader {
+            $($variant,)*
+            /// One of another crate.
+            #[doc(hidden)]
+            Foreign(&'static ShaderFile),
+        }
 
         impl Shader {
             /// All of them.
@@ -87,12 +104,16 @@ macro_rules! shaders {
 
             /// The file's name without its ending.
             pub fn name(self) -> &'static str {
-                match self { $(Self::$variant => $file),* }
+                match self {
+                    $(Self::$variant => $file,)*
+                    Self::Foreign(file) => file.name,
+                }
             }
 
             fn text(self) -> &'static str {
                 match self {
-                    $(Self::$variant => include_str!(concat!("../../../shaders/", $file, ".wgsl"))),*
+                    $(Self::$variant => include_str!(concat!("../../../shaders/", $file, ".wgsl")),)*
+                    Self::Foreign(file) => file.text,
                 }
             }
         }
@@ -240,7 +261,11 @@ impl Permutation {
             match line.strip_prefix("#import ") {
                 // A name that is not there is left for the compiler to complain about; the tests compile everything.
                 Some(name) => {
-                    let found = SHARED.iter().find(|(known, _)| *known == name.trim());
+                    let own = match self.shader {
+                        Shader::Foreign(file) => file.shared,
+                        _ => &[],
+                    };
+                    let found = SHARED.iter().chain(own).find(|(known, _)| *known == name.trim());
                     source += found.map_or(line, |(_, text)| text);
                 }
                 None => source += line,

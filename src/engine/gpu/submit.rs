@@ -11,7 +11,7 @@ use crate::control::Control;
 use crate::{Error, Result};
 
 /// A call of a shader with everything it needs.
-pub(crate) struct Dispatch {
+pub struct Dispatch {
     pipeline: Arc<Pipeline>,
     bindings: wgpu::BindGroup,
     workgroups: u32,
@@ -20,7 +20,7 @@ pub(crate) struct Dispatch {
 }
 
 /// A part of a buffer that a shader is given.
-pub(crate) struct Bound<'a> {
+pub struct Bound<'a> {
     buffer: &'a wgpu::Buffer,
     start: usize,
     len: usize,
@@ -28,18 +28,18 @@ pub(crate) struct Bound<'a> {
 
 impl<'a> Bound<'a> {
     /// `len` bytes from `start`.
-    pub(crate) fn part(memory: &'a Memory, start: usize, len: usize) -> Self {
+    pub fn part(memory: &'a Memory, start: usize, len: usize) -> Self {
         Self { buffer: &memory.buffer, start, len }
     }
 
-    pub(crate) fn whole(memory: &'a Memory) -> Self {
+    pub fn whole(memory: &'a Memory) -> Self {
         Self::part(memory, 0, memory.size() as usize)
     }
 }
 
 impl Dispatch {
     /// `bind` says what each of the shader's bindings gets.
-    pub(crate) fn new<'a>(
+    pub fn new<'a>(
         context: &Context,
         permutation: Permutation,
         workgroups: u32,
@@ -84,7 +84,7 @@ struct Piece<'a> {
 }
 
 /// A submission that the device works on.
-pub(crate) struct Submitted {
+pub struct Submitted {
     index: wgpu::SubmissionIndex,
     /// When the device could begin it.
     began: Instant,
@@ -92,7 +92,7 @@ pub(crate) struct Submitted {
 }
 
 /// Encodes and submits dispatches in pieces, at most two of them under way.
-pub(crate) struct Encoder<'a> {
+pub struct Encoder<'a> {
     context: &'a Context,
     control: &'a Control<'a>,
     pieces: Vec<Piece<'a>>,
@@ -103,7 +103,7 @@ pub(crate) struct Encoder<'a> {
 
 impl<'a> Encoder<'a> {
     /// `previous` is waited for once the next one is submitted.
-    pub(crate) fn new(context: &'a Context, control: &'a Control<'a>, previous: Option<Submitted>) -> Self {
+    pub fn new(context: &'a Context, control: &'a Control<'a>, previous: Option<Submitted>) -> Self {
         Self { context, control, pieces: Vec::new(), work: 0.0, previous }
     }
 
@@ -115,7 +115,7 @@ impl<'a> Encoder<'a> {
     ///
     /// # Errors
     /// [`Error::Cancelled`] between two submissions, and those of the device.
-    pub(crate) fn operation(
+    pub fn operation(
         &mut self,
         dispatches: impl ExactSizeIterator<Item = &'a Dispatch>,
         timing: Option<&OperationTiming<'a>>,
@@ -144,7 +144,7 @@ impl<'a> Encoder<'a> {
 
     /// Hands over the pieces and what `last` adds, and waits for what was handed over before, so that the device always has
     /// something to do.
-    pub(crate) fn submit(&mut self, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<()> {
+    pub fn submit(&mut self, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<()> {
         let mut encoder = self.context.device.create_command_encoder(&Default::default());
         let mut pieces = std::mem::take(&mut self.pieces).into_iter().peekable();
         while let Some(mut piece) = pieces.next() {
@@ -177,7 +177,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// Waits for the last submission.
-    pub(crate) fn wait(&mut self) -> Result<()> {
+    pub fn wait(&mut self) -> Result<()> {
         match self.previous.take() {
             Some(Submitted { index, began, work }) => self.context.wait(Some(index), began, work),
             None => Ok(()),
@@ -185,13 +185,13 @@ impl<'a> Encoder<'a> {
     }
 
     /// The last submission, for whoever comes next to wait for.
-    pub(crate) fn leave(self) -> Option<Submitted> {
+    pub fn leave(self) -> Option<Submitted> {
         self.previous
     }
 }
 
 /// The content of a buffer whose submissions are done.
-pub(crate) fn map(context: &Context, buffer: &wgpu::Buffer) -> Result<wgpu::BufferView> {
+pub fn map(context: &Context, buffer: &wgpu::Buffer) -> Result<wgpu::BufferView> {
     let (sender, receiver) = mpsc::channel();
     buffer.map_async(wgpu::MapMode::Read, .., move |result| {
         // Nobody listens any more once waiting has failed.

@@ -5,7 +5,7 @@ use super::submit::map;
 use crate::Result;
 
 /// A pair of timestamps for each operation.
-pub(super) struct Timing {
+pub struct Timing {
     queries: wgpu::QuerySet,
     resolved: Memory,
     read: Memory,
@@ -13,13 +13,13 @@ pub(super) struct Timing {
 }
 
 /// The timestamps of one operation.
-pub(crate) struct OperationTiming<'a> {
+pub struct OperationTiming<'a> {
     queries: &'a wgpu::QuerySet,
     first: u32,
 }
 
 impl Timing {
-    pub(super) fn new(context: &Context, operations: usize) -> Result<Self> {
+    pub fn new(context: &Context, operations: usize) -> Result<Self> {
         let most = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
         let count = 2 * operations.min(most) as u32;
         let queries = context.device.create_query_set(&wgpu::QuerySetDescriptor {
@@ -37,11 +37,11 @@ impl Timing {
         })
     }
 
-    pub(super) fn of_operation(&self, index: usize) -> OperationTiming<'_> {
+    pub fn of_operation(&self, index: usize) -> OperationTiming<'_> {
         OperationTiming { queries: &self.queries, first: 2 * index as u32 }
     }
 
-    pub(super) fn resolve(&self, commands: &mut wgpu::CommandEncoder) {
+    pub fn resolve(&self, commands: &mut wgpu::CommandEncoder) {
         commands.resolve_query_set(&self.queries, 0..self.count, &self.resolved.buffer, 0);
         commands.copy_buffer_to_buffer(
             &self.resolved.buffer,
@@ -53,7 +53,7 @@ impl Timing {
     }
 
     /// Seconds of each operation of the last run.
-    pub(super) fn read(&self, context: &Context, operations: usize) -> Result<Vec<f64>> {
+    pub fn read(&self, context: &Context, operations: usize) -> Result<Vec<f64>> {
         let period = f64::from(context.queue.get_timestamp_period()) * 1e-9;
         let bytes = map(context, &self.read.buffer)?;
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&bytes[..8 * self.count as usize]);
@@ -68,7 +68,7 @@ impl Timing {
 
 impl<'a> OperationTiming<'a> {
     /// What a pass writes that begins the operation, ends it, or both.
-    pub(super) fn writes(&self, begins: bool, ends: bool) -> Option<wgpu::ComputePassTimestampWrites<'a>> {
+    pub fn writes(&self, begins: bool, ends: bool) -> Option<wgpu::ComputePassTimestampWrites<'a>> {
         (begins || ends).then_some(wgpu::ComputePassTimestampWrites {
             query_set: self.queries,
             beginning_of_pass_write_index: begins.then_some(self.first),

@@ -8,7 +8,7 @@ use crate::plan::Op;
 
 /// Cosines, then sines, of `t * exp(-ln(10000) k / half)`, on the host: shading languages promise no accuracy for angles
 /// of many turns, and there are only a few hundred of them.
-pub(super) fn sinusoid(timestep: f32, half: usize) -> impl Iterator<Item = f32> {
+pub fn sinusoid(timestep: f32, half: usize) -> impl Iterator<Item = f32> {
     let angle = move |k: usize| f64::from(timestep) * (-(10_000f64.ln()) * k as f64 / half as f64).exp();
     (0..half).map(move |k| angle(k).cos() as f32).chain((0..half).map(move |k| angle(k).sin() as f32))
 }

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 
 /// How a parameter lies in a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Layout {
+pub enum Layout {
     /// As in the checkpoint, f32.
     Exact,
     /// As in the checkpoint, in the device's value type.
@@ -29,11 +29,11 @@ pub(crate) enum Layout {
 
 /// Parameters of one model on all devices that it was used on.
 #[derive(Default)]
-pub(crate) struct DeviceWeights(HashMap<(u64, String, Layout), Arc<Memory>>);
+pub struct DeviceWeights(HashMap<(u64, String, Layout), Arc<Memory>>);
 
 impl DeviceWeights {
     /// The parameter in the given layout, uploaded unless it is there already.
-    pub(crate) fn get(
+    pub fn get(
         &mut self,
         context: &Context,
         param: &Param,
@@ -66,7 +66,7 @@ impl DeviceWeights {
 }
 
 /// The parameter's values, if it has the shape that the plan says.
-pub(crate) fn read<'a>(param: &Param, weights: &'a dyn WeightSource) -> Result<std::borrow::Cow<'a, [f32]>> {
+pub fn read<'a>(param: &Param, weights: &'a dyn WeightSource) -> Result<std::borrow::Cow<'a, [f32]>> {
     let tensor = weights.tensor(&param.name)?;
     let significant = |shape: &[usize]| {
         let ones = shape.iter().rev().take_while(|&&size| size == 1).count();
@@ -106,7 +106,7 @@ fn winograd(values: &[f32], shape: &[usize]) -> Vec<f32> {
 }
 
 /// A buffer with `values` in the given format.
-pub(crate) fn upload(context: &Context, label: &str, values: &[f32], format: ValueType) -> Result<Memory> {
+pub fn upload(context: &Context, label: &str, values: &[f32], format: ValueType) -> Result<Memory> {
     let size = (values.len() * format.size()) as u64;
     if size > context.limits.max_storage_buffer_binding_size {
         return Err(Error::tensor(
@@ -125,13 +125,7 @@ pub(crate) fn upload(context: &Context, label: &str, values: &[f32], format: Val
 
 /// Writes `values` in the given format to a buffer, `offset` bytes from its start; what is left of the last four bytes
 /// becomes zero.
-pub(crate) fn write(
-    context: &Context,
-    buffer: &wgpu::Buffer,
-    offset: u64,
-    values: &[f32],
-    format: ValueType,
-) {
+pub fn write(context: &Context, buffer: &wgpu::Buffer, offset: u64, values: &[f32], format: ValueType) {
     match format {
         ValueType::F32 => context.queue.write_buffer(buffer, offset, bytemuck::cast_slice(values)),
         ValueType::F16 => {
@@ -143,7 +137,7 @@ pub(crate) fn write(
 }
 
 /// The values of a buffer's content.
-pub(crate) fn decode(bytes: &[u8], count: usize, format: ValueType) -> Vec<f32> {
+pub fn decode(bytes: &[u8], count: usize, format: ValueType) -> Vec<f32> {
     let mut values = vec![0.0; count];
     match format {
         ValueType::F32 => {
