@@ -1,6 +1,6 @@
 //! Shaders as Vulkan, Metal and DX12 get them, without any of them: naga translates as wgpu does.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Write};

@@ -7,12 +7,13 @@ mod support;
 
 use std::path::Path;
 
+use mdm::engine::Precision;
 use mdm::model::{MapWeights, UnetConfig, WeightSource};
 use mdm::{Control, Device};
 use mdm_train::engine::learner;
 use mdm_train::learner::{Learner, LearnerOptions, LearnerState, Microbatch, Update};
 use mdm_train::loss::{Loss, SsimForm};
-use support::{Golden, channels_last, relative_error, weight};
+use support::{Golden, channels_last, gpus, relative_error, weight};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -136,6 +137,9 @@ fn three_steps_agree_with_the_golden_file() {
     let golden = golden("pretraining");
     for device in Device::cpu_instruction_sets(None).unwrap() {
         check(&golden, &device, false);
+    }
+    for (_, _, device) in gpus().iter().filter(|(_, precision, _)| *precision == Precision::F32) {
+        check(&golden, device, false);
     }
 }
 

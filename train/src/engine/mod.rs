@@ -1,6 +1,8 @@
 //! Engines that learn: the gradients of every operation, and what runs a training step.
 
 pub mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod parameters;
 
 use mdm::engine::cpu::CpuEngine;
@@ -16,6 +18,10 @@ use crate::learner::{Learner, LearnerOptions, LearnerState};
 pub fn learner(device: &Device, options: &LearnerOptions, state: &LearnerState) -> Result<Box<dyn Learner>> {
     if let Some(engine) = device.engine().as_any().downcast_ref::<CpuEngine>() {
         return Ok(Box::new(cpu::CpuLearner::new(engine, options.clone(), state)?));
+    }
+    #[cfg(feature = "gpu")]
+    if let Some(engine) = device.engine().as_any().downcast_ref::<mdm::engine::gpu::GpuEngine>() {
+        return Ok(Box::new(gpu::GpuLearner::new(engine, options.clone(), state)?));
     }
     Err(Error::Device(format!("{} cannot train; choose \"cpu\"", device.info().name)))
 }

@@ -57,7 +57,7 @@ impl Loss {
 }
 
 /// A normalised window of one dimension; the two-dimensional one is its outer product.
-fn gaussian(window: usize, sigma: f64) -> Vec<f64> {
+pub(crate) fn gaussian(window: usize, sigma: f64) -> Vec<f64> {
     let centre = (window as f64 - 1.0) / 2.0;
     let values: Vec<f64> =
         (0..window).map(|i| (-(i as f64 - centre).powi(2) / (2.0 * sigma * sigma)).exp()).collect();

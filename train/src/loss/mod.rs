@@ -1,6 +1,6 @@
 //! What pre-training minimises, and its gradient.
 
-mod evaluate;
+pub(crate) mod evaluate;
 
 /// How far a restored image is from the original.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,0 +1,159 @@
+// Structural similarity (Wang et al. 2004) around each value: the loss, and its slopes with respect to the window's mean,
+// mean square and mean product. Everything is written in deviations from the window's means and in differences between both
+// images, which keeps bits where images are flat or alike. The window is cut off at the border, where images count as zero.
+#import split
+
+struct Params {
+    // Of all samples.
+    values: u32,
+    height: u32,
+    width: u32,
+    channels: u32,
+    // Odd.
+    window: u32,
+    c1: f32,
+    c2: f32,
+    // 1 for `clamp(1 - ssim, 0, 1) / 2`, 0 for `1 - ssim`.
+    clamped: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> answer: array<Value>;
+@group(0) @binding(2) var<storage, read_write> wanted: array<Value>;
+// The window along one side.
+@group(0) @binding(3) var<storage, read> bell: array<f32>;
+// [slope of the mean, of the square, of the product; mean of the answer, of what is wanted][values]
+@group(0) @binding(4) var<storage, read_write> slopes: array<f32>;
+// A sum of losses for each workgroup.
+@group(0) @binding(5) var<storage, read_write> losses: array<f32>;
+
+var<workgroup> partial: array<f32, 256>;
+
+// The part of the window that lies outside of an image along one side.
+fn outside(at: u32, size: u32) -> f32 {
+    let radius = p.window / 2u;
+    var sum = 0.0;
+    for (var i = 0u; i < p.window; i++) {
+        if at + i < radius || at + i >= size + radius {
+            sum += bell[i];
+        }
+    }
+    return sum;
+}
+
+fn loss_at(at: u32) -> f32 {
+    let channel = at % p.channels;
+    let row = at / p.channels;
+    let y = row / p.width % p.height;
+    let x = row % p.width;
+    let image = row / (p.height * p.width) * p.height;
+    let radius = p.window / 2u;
+    let outside_y = outside(y, p.height);
+    let outside_x = outside(x, p.width);
+    let gone = outside_y + outside_x - outside_y * outside_x;
+    let here = 1.0 - gone;
+
+    var mean_x = 0.0;
+    var mean_d = 0.0;
+    for (var i = 0u; i < p.window; i++) {
+        let from_y = y + i;
+        if from_y < radius || from_y >= p.height + radius {
+            continue;
+        }
+        for (var j = 0u; j < p.window; j++) {
+            let from_x = x + j;
+            if from_x < radius || from_x >= p.width + radius {
+                continue;
+            }
+            let place = ((image + from_y - radius) * p.width + from_x - radius) * p.channels + channel;
+            let weight = bell[i] * bell[j];
+            let value = f32(answer[place]);
+            mean_x = fma(weight, value, mean_x);
+            mean_d = fma(weight, f32(wanted[place]) - value, mean_d);
+        }
+    }
+    mean_x /= here;
+    mean_d /= here;
+    let mean_y = mean_x + mean_d;
+
+    // Variances of the answer and of the difference, and their covariance.
+    var variance_x = 0.0;
+    var variance_d = 0.0;
+    var covariance = 0.0;
+    for (var i = 0u; i < p.window; i++) {
+        let from_y = y + i;
+        if from_y < radius || from_y >= p.height + radius {
+            continue;
+        }
+        for (var j = 0u; j < p.window; j++) {
+            let from_x = x + j;
+            if from_x < radius || from_x >= p.width + radius {
+                continue;
+            }
+            let place = ((image + from_y - radius) * p.width + from_x - radius) * p.channels + channel;
+            let weight = bell[i] * bell[j];
+            let value = f32(answer[place]);
+            let dx = value - mean_x;
+            let dd = f32(wanted[place]) - value - mean_d;
+            variance_x = fma(weight * dx, dx, variance_x);
+            variance_d = fma(weight * dd, dd, variance_d);
+            covariance = fma(weight * dx, dd, covariance);
+        }
+    }
+    // What the zeros outside of the image add.
+    let border = here * gone;
+    let both = variance_x + covariance + mean_x * mean_y * border;
+    let apart = variance_d + mean_d * mean_d * border;
+    let variances = 2.0 * variance_x + 2.0 * covariance + variance_d + (mean_x * mean_x + mean_y * mean_y) * border;
+
+    let mx = here * mean_x;
+    let my = here * mean_y;
+    let md = here * mean_d;
+    let a1 = 2.0 * mx * my + p.c1;
+    let a2 = 2.0 * both + p.c2;
+    let b1 = mx * mx + my * my + p.c1;
+    let b2 = variances + p.c2;
+    let inverse = 1.0 / (b1 * b2);
+    let ssim = a1 * a2 * inverse;
+    let loss = (md * md * b2 + a1 * apart) * inverse;
+
+    var slope = -1.0;
+    var result = loss;
+    if p.clamped != 0u {
+        slope = select(0.0, -0.5, loss >= 0.0 && loss <= 1.0);
+        result = 0.5 * clamp(loss, 0.0, 1.0);
+    }
+    let of_square = -ssim / b2;
+    let of_product = 2.0 * a1 * inverse;
+    let of_mean = 2.0 * a2 * inverse / b1 * md * (my * (my + mx) + p.c1)
+        + gone * (2.0 * mean_x * of_square + mean_y * of_product);
+    slopes[at] = slope * of_mean;
+    slopes[p.values + at] = slope * of_square;
+    slopes[2u * p.values + at] = slope * of_product;
+    slopes[3u * p.values + at] = mean_x;
+    slopes[4u * p.values + at] = mean_y;
+    return result;
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let group = group_index(id);
+    if group >= split.end {
+        return;
+    }
+    let at = group * 256u + thread;
+    var loss = 0.0;
+    if at < p.values {
+        loss = loss_at(at);
+    }
+    partial[thread] = loss;
+    for (var half = 128u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if thread < half {
+            partial[thread] += partial[thread + half];
+        }
+    }
+    if thread == 0u {
+        losses[group] = partial[0];
+    }
+}

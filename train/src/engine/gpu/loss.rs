@@ -1,0 +1,74 @@
+//! The loss and its gradient.
+
+use std::sync::Arc;
+
+use mdm::Result;
+use mdm::engine::gpu::call::{Binding, Builder, Call, word, words};
+use mdm::engine::gpu::context::Memory;
+use mdm::engine::gpu::shader::ValueType;
+use mdm::engine::gpu::weights::upload;
+use mdm::plan::TensorId;
+
+use super::shaders::{DIFFERENCE, SSIM, SSIM_GRADIENT};
+use crate::loss::evaluate::gaussian;
+use crate::loss::{Loss, SsimForm};
+
+/// Values of a workgroup.
+pub(super) const GROUP: usize = 256;
+
+/// Values that one shader leaves the other for each of the answer's.
+const SLOPES: usize = 5;
+
+/// `share` holds what the gradient is multiplied by, `losses` takes a sum for each workgroup.
+pub(super) fn loss(
+    builder: &mut Builder<'_>,
+    loss: &Loss,
+    [answer, target, output]: [TensorId; 3],
+    share: &Arc<Memory>,
+    losses: &Arc<Memory>,
+) -> Result<()> {
+    let tensor = &builder.plan.tensors[answer];
+    let values = builder.batch() * tensor.sample_len();
+    let workgroups = word(values.div_ceil(GROUP))?;
+    let [answer, target, output] = [builder.map(answer)?.0, builder.map(target)?.0, builder.map(output)?.0];
+    let (share, losses) = (Binding::whole(share.clone()), Binding::whole(losses.clone()));
+    let Loss::Ssim { window, sigma, dynamic_range, form } = *loss else {
+        builder.calls.push(Call {
+            permutation: builder.plain(DIFFERENCE),
+            params: vec![word(values)?, u32::from(*loss == Loss::MeanSquare)],
+            bindings: vec![(1, answer), (2, target), (3, share), (4, output), (5, losses)],
+            workgroups,
+            work: 4.0 * values as f64,
+        });
+        return Ok(());
+    };
+    let bell: Vec<f32> = gaussian(window, sigma).into_iter().map(|value| value as f32).collect();
+    let bell =
+        Binding::whole(Arc::new(upload(builder.context, "window of the loss", &bell, ValueType::F32)?));
+    let slopes = builder.scratch(SLOPES * values, ValueType::F32)?;
+    let params = words([values, tensor.height, tensor.width, tensor.channels, window])?;
+    let constants = [0.01, 0.03].map(|factor: f64| ((factor * dynamic_range).powi(2) as f32).to_bits());
+    let form = u32::from(form == SsimForm::ClampedHalf);
+    let taps = (window * window) as f64;
+    builder.calls.push(Call {
+        permutation: builder.plain(SSIM),
+        params: [&params[..], &constants, &[form]].concat(),
+        bindings: vec![
+            (1, answer.clone()),
+            (2, target.clone()),
+            (3, bell.clone()),
+            (4, slopes.clone()),
+            (5, losses),
+        ],
+        workgroups,
+        work: 10.0 * taps * values as f64,
+    });
+    builder.calls.push(Call {
+        permutation: builder.plain(SSIM_GRADIENT),
+        params,
+        bindings: vec![(1, answer), (2, target), (3, bell), (4, slopes), (5, share), (6, output)],
+        workgroups,
+        work: 10.0 * taps * values as f64,
+    });
+    Ok(())
+}

@@ -1,0 +1,161 @@
+//! Training on a GPU: every gradient as WGSL, one operation a file, beside the operations of the inference engine.
+//!
+//! Parameters, their gradients and what the optimiser knows of them stay on the device, in f32.
+
+mod attention;
+mod conv_weight;
+mod linear;
+mod loss;
+mod norm;
+mod optimiser;
+mod pack;
+mod program;
+mod shaders;
+mod spread;
+mod store;
+mod sum;
+mod sums;
+
+use std::sync::Arc;
+
+use mdm::control::Control;
+use mdm::engine::gpu::GpuEngine;
+use mdm::engine::gpu::context::Context;
+use mdm::model::MapWeights;
+use mdm::{Error, Result};
+
+use self::optimiser::Optimiser;
+pub use self::program::GpuProgram;
+pub use self::shaders::permutations;
+use crate::differentiate::Program;
+use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch, Update, UpdateReport};
+
+/// A network that learns on a GPU.
+pub struct GpuLearner {
+    context: Arc<Context>,
+    options: LearnerOptions,
+    program: GpuProgram,
+    optimiser: Optimiser,
+    names: Vec<String>,
+    step: u64,
+}
+
+impl GpuLearner {
+    /// A learner that goes on from `state`.
+    ///
+    /// # Errors
+    /// As [`learner`](super::learner).
+    pub fn new(engine: &GpuEngine, options: LearnerOptions, state: &LearnerState) -> Result<Self> {
+        let program =
+            Program::new(&options.unet, options.microbatch, options.size, options.loss, options.recompute)?;
+        let program = GpuProgram::new(engine, program)?;
+        let context = program.context.clone();
+        let optimiser = context.checked(|| Optimiser::new(&context, &program, &options.ema_rates))?;
+        let names = program.parameters().params().iter().map(|param| param.name.clone()).collect();
+        let mut learner = Self { context, options, program, optimiser, names, step: 0 };
+        learner.restore(state)?;
+        Ok(learner)
+    }
+
+    /// Bytes of the device's memory that are in use.
+    pub fn device_bytes(&self) -> u64 {
+        self.context.used.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl Learner for GpuLearner {
+    fn options(&self) -> &LearnerOptions {
+        &self.options
+    }
+
+    fn accumulate(&mut self, batch: &Microbatch<'_>, share: f32, control: &Control<'_>) -> Result<f64> {
+        let program = self.program.program();
+        let (image, timesteps) = (program.plan.images[0], program.plan.timesteps[0]);
+        let given = [(image, batch.input), (program.target, batch.target), (timesteps, batch.timesteps)];
+        self.program.run(&given, share, control)
+    }
+
+    fn last_answer(&mut self) -> Result<Vec<f32>> {
+        self.program.tensor(self.program.program().answer)
+    }
+
+    fn parameters(&self) -> &[String] {
+        &self.names
+    }
+
+    fn gradients(&mut self, change: &mut dyn FnMut(&mut [f32]) -> Result<()>) -> Result<()> {
+        let mut flat = self.program.gradients()?;
+        change(&mut flat)?;
+        self.program.set_gradients(&flat)
+    }
+
+    fn drop_gradients(&mut self) {
+        // A device that was lost has none; the next call says so.
+        let _ = self.context.checked(|| {
+            let mut commands =
+                self.context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            self.program.gradients.clear(&mut commands);
+            self.context.queue.submit([commands.finish()]);
+            Ok(())
+        });
+    }
+
+    fn update(&mut self, update: &Update) -> Result<UpdateReport> {
+        let context = self.context.clone();
+        let gradient_norm = context.checked(|| self.optimiser.norm(&context))?;
+        let applied = gradient_norm.is_finite();
+        if applied {
+            let scale = update.clip.map_or(1.0, |clip| (clip / gradient_norm).min(1.0));
+            context.checked(|| self.optimiser.step(&context, update, self.step + 1, scale))?;
+            self.step += 1;
+        } else {
+            self.drop_gradients();
+        }
+        Ok(UpdateReport { gradient_norm, applied })
+    }
+
+    fn state(&mut self) -> Result<LearnerState> {
+        let (program, optimiser) = (&self.program, &self.optimiser);
+        let parameters = program.parameters();
+        let load = |pages: &store::Pages| {
+            let mut flat = vec![0.0; parameters.len()];
+            self.context.checked(|| pages.download(&self.context, &program.layout, parameters, &mut flat))?;
+            Ok::<MapWeights, Error>(parameters.split(&flat))
+        };
+        Ok(LearnerState {
+            step: self.step,
+            parameters: load(&program.values)?,
+            first_moment: load(&optimiser.first)?,
+            second_moment: load(&optimiser.second)?,
+            ema: optimiser.averages.iter().map(|(_, pages)| load(pages)).collect::<Result<_>>()?,
+            loss_scale: 1.0,
+        })
+    }
+
+    fn restore(&mut self, state: &LearnerState) -> Result<()> {
+        let (program, optimiser) = (&self.program, &self.optimiser);
+        if state.ema.len() != optimiser.averages.len() {
+            let reason = format!("{} are there, {} are kept", state.ema.len(), optimiser.averages.len());
+            return Err(Error::invalid("moving averages", reason));
+        }
+        let parameters = program.parameters();
+        let mut all = vec![
+            (&program.values, &state.parameters),
+            (&optimiser.first, &state.first_moment),
+            (&optimiser.second, &state.second_moment),
+        ];
+        all.extend(optimiser.averages.iter().map(|(_, pages)| pages).zip(&state.ema));
+        let mut flat = vec![0.0; parameters.len()];
+        // Nothing is changed where a tensor is missing.
+        for (_, map) in &all {
+            parameters.join(map, &mut flat)?;
+        }
+        for (pages, map) in all {
+            parameters.join(map, &mut flat)?;
+            self.context.checked(|| pages.upload(&self.context, &program.layout, parameters, &flat))?;
+        }
+        self.step = state.step;
+        self.drop_gradients();
+        Ok(())
+    }
+}
