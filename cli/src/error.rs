@@ -14,6 +14,9 @@ pub(crate) enum CliError {
     /// As the library puts it.
     #[error(transparent)]
     Library(#[from] mdm::Error),
+    /// A file cannot be used: exit code 1.
+    #[error(transparent)]
+    File(#[from] mdm_images::FileError),
     /// Everything worth saying was said: exit code 1.
     #[error("")]
     Reported,
@@ -27,7 +30,7 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             CliError::Usage(_) | CliError::Library(mdm::Error::Invalid { .. } | mdm::Error::Device(_)) => 2,
-            CliError::Failed(_) | CliError::Library(_) | CliError::Reported => 1,
+            CliError::Failed(_) | CliError::File(_) | CliError::Library(_) | CliError::Reported => 1,
         }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use crate::error::{CliError, Result, failed, usage, warn};
-use crate::files::{expand, label_files, stem};
-use crate::images::{Image, UNLABELLED, image_size, read_image, read_labels};
+use crate::files::{label_files, stem};
+use mdm_images::{Image, UNLABELLED, expand, image_size, read_image, read_labels};
 
 /// A labelled image by its files.
 #[derive(Clone, Debug)]

@@ -6,7 +6,6 @@ mod demo;
 mod device;
 mod error;
 mod files;
-mod images;
 mod labelled;
 mod model;
 mod operations;

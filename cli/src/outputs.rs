@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::files::{stage, stem, writable_folder};
-use crate::images::{Image, write_grey, write_overlay, write_planes};
+use mdm_images::{Image, write_grey, write_overlay, write_planes};
 
 /// Which files are wanted beside the labels.
 #[derive(Clone, Copy, Debug)]

@@ -16,9 +16,9 @@ use crate::demo::{Field, draw_nuclei, scribble};
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::Result;
 use crate::files::{stage, writable_folder, write_file};
-use crate::images::{UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
 use crate::labelled::Pair;
 use crate::output::{print, print_json};
+use mdm_images::{UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
 
 const EXAMPLES: &str = "\
 Draws a microscope image of fluorescent nuclei and labels a few spots and strokes on it, fits a model to them with the backbone that comes with mdm, and segments a second image, whose truth is known. It leaves in DIR

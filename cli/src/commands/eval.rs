@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use crate::error::{CliError, Result, failed, warn};
 use crate::files::{label_files, stem};
-use crate::images::{UNLABELLED, read_labels};
 use crate::output::{Table, print, print_json};
+use mdm_images::{UNLABELLED, read_labels};
 
 const EXAMPLES: &str = "\
 Labels are PNG files whose pixels are class indices; 0 is background. Files are paired by name without the ending. Every true label image needs a prediction.

@@ -15,11 +15,11 @@ use crate::arguments::{ConfigurationArguments, FeatureArguments, microns, positi
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result};
 use crate::files::writable_file;
-use crate::images::Image;
 use crate::labelled::{Census, Pair, pairs};
 use crate::model::open_model;
 use crate::output::{print, print_json};
 use crate::progress::StepProgress;
+use mdm_images::Image;
 
 const EXAMPLES: &str = "\
 Labels are PNG files named like their image (cells-1.tif: cells-1.png), whose pixels are class indices: 0 (usually background), 1, 2 ... and 255 where nothing is labelled. A few strokes in each class are enough to begin with.

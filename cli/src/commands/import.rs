@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use mdm::model::import::read_checkpoint;
 use mdm::model::{Head, Model, Save, StoredType};
+use mdm_images::same_place;
 
 use crate::arguments::{ConfigurationArguments, FeatureArguments, microns};
 use crate::commands::fit::classes;
 use crate::commands::info::describe;
 use crate::error::{CliError, Result, usage};
-use crate::files::{same_place, writable_file};
+use crate::files::writable_file;
 use crate::model::{options, tell_assumptions};
 use crate::output::{print, print_json};
 

@@ -12,12 +12,12 @@ use serde::Serialize;
 use crate::arguments::{ConfigurationArguments, microns, part, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result, usage, warn};
-use crate::files::{distinct_stems, expand, same_place};
-use crate::images::read_image;
+use crate::files::distinct_stems;
 use crate::model::open_model;
 use crate::output::{print, print_json};
 use crate::outputs::{Outputs, Wanted};
 use crate::progress::ItemProgress;
+use mdm_images::{expand, read_image, same_place};
 
 const EXAMPLES: &str = "\
 Reads PNG, JPEG, TIFF (the first page) and BMP files, grey or colour, 8 or 16 bit. For each image NAME.* it writes

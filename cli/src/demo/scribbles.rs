@@ -2,7 +2,7 @@
 
 use super::drawing::Field;
 use super::random::Random;
-use crate::images::UNLABELLED;
+use mdm_images::UNLABELLED;
 
 /// Tries for a stroke before another start is chosen.
 const STEPS: usize = 60;

@@ -4,10 +4,7 @@ use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, ImageFormat};
 
-use super::read::{Image, Pixels, image_size, read_image};
-use super::write::write_planes;
-use super::{read_labels, write_grey};
-use crate::demo::Random;
+use super::{Image, Pixels, image_size, read_image, read_labels, write_grey, write_planes};
 
 const SIZE: (u32, u32) = (5, 3);
 
@@ -128,10 +125,12 @@ fn the_ending_does_not_matter_but_the_content_does() {
 #[test]
 fn damaged_files_are_errors_or_pictures_but_never_panics() {
     let folder = folder();
-    let mut random = Random::new(11);
-    let noise = image::RgbImage::from_fn(24, 17, |_, _| {
-        image::Rgb([0; 3].map(|_: u8| random.between(0.0, 256.0) as u8))
-    });
+    let mut state = 11u64;
+    let mut below = |limit: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as usize) % limit
+    };
+    let noise = image::RgbImage::from_fn(24, 17, |_, _| image::Rgb([0; 3].map(|_: u8| below(256) as u8)));
     let image = DynamicImage::from(noise);
     for (ending, format) in [
         ("png", ImageFormat::Png),
@@ -146,13 +145,12 @@ fn damaged_files_are_errors_or_pictures_but_never_panics() {
         for round in 0..400 {
             let mut bytes = whole.clone();
             if round % 2 == 0 {
-                bytes.truncate(random.between(0.0, whole.len() as f32) as usize);
+                bytes.truncate(below(whole.len()));
             } else {
                 // Headers are where damage does harm.
                 for _ in 0..1 + round % 7 {
-                    let at = random.between(0.0, if round % 3 == 0 { 64.0 } else { whole.len() as f32 });
-                    let at = (at as usize).min(whole.len() - 1);
-                    bytes[at] = random.between(0.0, 256.0) as u8;
+                    let at = below(if round % 3 == 0 { 64.min(whole.len()) } else { whole.len() });
+                    bytes[at] = below(256) as u8;
                 }
             }
             std::fs::write(&path, &bytes).unwrap();

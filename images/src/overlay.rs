@@ -14,7 +14,7 @@ const SIDE_PER_OUTLINE_PIXEL: usize = 500;
 /// Writes the image in RGB with each class but the first tinted and outlined in its colour.
 ///
 /// Images of more than 8 bits are stretched to show what is in them.
-pub(crate) fn write_overlay(
+pub fn write_overlay(
     out: impl Write,
     image: &Image,
     labels: &[u8],

@@ -11,7 +11,7 @@ use tiff::tags::Tag;
 const ROWS_AT_A_TIME: usize = 64;
 
 /// Writes class indices as a PNG with a palette: still indices, but in colours where it is looked at.
-pub(crate) fn write_coloured_labels(
+pub fn write_coloured_labels(
     out: impl Write,
     width: usize,
     height: usize,
@@ -24,7 +24,7 @@ pub(crate) fn write_coloured_labels(
 }
 
 /// Writes an 8-bit grey PNG: grey values, or class indices for other programs to read.
-pub(crate) fn write_grey(
+pub fn write_grey(
     out: impl Write,
     width: usize,
     height: usize,
@@ -34,7 +34,7 @@ pub(crate) fn write_grey(
 }
 
 /// Writes an RGB PNG whose rows `fill` provides from the top, so that the picture is never in memory.
-pub(crate) fn write_rgb(
+pub fn write_rgb(
     out: impl Write,
     width: usize,
     height: usize,
@@ -69,7 +69,7 @@ fn encoder<W: Write>(
 }
 
 /// Writes `[height, width, planes]` as a TIFF of 32-bit floating-point pages, which Fiji opens as channels.
-pub(crate) fn write_planes(
+pub fn write_planes(
     out: &mut (impl Write + Seek),
     width: usize,
     height: usize,

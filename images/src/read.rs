@@ -9,10 +9,7 @@ use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limit
 use mdm::image::{ImageView, PixelFormat};
 
 use super::{resolution, tiff};
-use crate::error::{CliError, Result, failed};
-
-/// Endings of the files that are taken from a folder.
-const ENDINGS: [&str; 6] = ["png", "jpg", "jpeg", "tif", "tiff", "bmp"];
+use crate::error::{FileError, Result, failed};
 
 /// Longest side of an image.
 const LONGEST_SIDE: u32 = 1 << 20;
@@ -28,29 +25,35 @@ const MOST_MEMORY: u64 = 16 << 30;
 
 /// An image in memory, interleaved, rows without gaps.
 #[derive(Debug)]
-pub(crate) struct Image {
-    pub(crate) width: usize,
-    pub(crate) height: usize,
+pub struct Image {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
     /// 1 (grey), 3 (RGB) or 4 (RGB and opacity).
-    pub(crate) channels: usize,
-    pub(crate) pixels: Pixels,
+    pub channels: usize,
+    /// `[height, width, channels]`.
+    pub pixels: Pixels,
     /// Where the file says so believably.
-    pub(crate) microns_per_pixel: Option<f64>,
+    pub microns_per_pixel: Option<f64>,
     /// Pages that the file has beyond the one that was read.
-    pub(crate) more_pages: bool,
+    pub more_pages: bool,
 }
 
 /// Values as stored; floating-point ones in 0..=1.
 #[derive(Debug)]
-pub(crate) enum Pixels {
+pub enum Pixels {
+    /// 0..=255.
     U8(Vec<u8>),
+    /// 0..=65535.
     U16(Vec<u16>),
+    /// 0.0..=1.0.
     F32(Vec<f32>),
 }
 
 impl Pixels {
     /// The memory behind the values, 16 and 32 bit in the machine's byte order.
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         match self {
             Pixels::U8(values) => values,
             Pixels::U16(values) => bytemuck::cast_slice(values),
@@ -84,7 +87,7 @@ impl Pixels {
 
 impl Image {
     /// What the library is given.
-    pub(crate) fn view(&self) -> mdm::Result<ImageView<'_>> {
+    pub fn view(&self) -> mdm::Result<ImageView<'_>> {
         let format = match (&self.pixels, self.channels) {
             (Pixels::U8(_), 1) => PixelFormat::Grey8,
             (Pixels::U8(_), 4) => PixelFormat::Rgba8,
@@ -103,15 +106,8 @@ impl Image {
     }
 }
 
-/// Whether a file of this name is taken from a folder of images.
-pub(crate) fn is_image_name(path: &Path) -> bool {
-    path.extension()
-        .and_then(|ending| ending.to_str())
-        .is_some_and(|ending| ENDINGS.contains(&ending.to_ascii_lowercase().as_str()))
-}
-
 /// Reads the image in `path`, of a TIFF its first page. Opacity of grey images is dropped.
-pub(crate) fn read_image(path: &Path) -> Result<Image> {
+pub fn read_image(path: &Path) -> Result<Image> {
     let reader = open(path)?;
     let format = reader.format();
     let mut image = match format {
@@ -153,7 +149,7 @@ pub(crate) fn read_image(path: &Path) -> Result<Image> {
 }
 
 /// The width and height that the file's header states.
-pub(crate) fn image_size(path: &Path) -> Result<(usize, usize)> {
+pub fn image_size(path: &Path) -> Result<(usize, usize)> {
     let reader = open(path)?;
     let (width, height) = reader.into_dimensions().map_err(|error| unreadable(path, &error))?;
     Ok((width as usize, height as usize))
@@ -174,7 +170,7 @@ fn open(path: &Path) -> Result<ImageReader<BufReader<File>>> {
     Ok(reader)
 }
 
-fn unreadable(path: &Path, error: &ImageError) -> CliError {
+fn unreadable(path: &Path, error: &ImageError) -> FileError {
     match error {
         ImageError::Unsupported(kind) => unsupported(path, kind),
         error => failed(path, format!("cannot be read as an image, it may be damaged or cut short: {error}")),
@@ -182,7 +178,7 @@ fn unreadable(path: &Path, error: &ImageError) -> CliError {
 }
 
 /// A sound file of a kind that is not understood.
-pub(super) fn unsupported(path: &Path, kind: &dyn std::fmt::Display) -> CliError {
+pub(super) fn unsupported(path: &Path, kind: &dyn std::fmt::Display) -> FileError {
     failed(
         path,
         format!("has pixels of a kind that cannot be read ({kind}); save it as 8- or 16-bit grey or RGB"),
@@ -276,6 +272,6 @@ pub(super) fn allocate(path: &Path, size: (u32, u32), channels: usize, kind: Kin
     .ok_or_else(|| too_large(path, size.0, size.1))
 }
 
-fn too_large(path: &Path, width: u32, height: u32) -> CliError {
+fn too_large(path: &Path, width: u32, height: u32) -> FileError {
     failed(path, format!("{width} x {height} pixels do not fit into memory; cut the image into parts"))
 }

@@ -10,7 +10,7 @@ use tiff::tags::{PlanarConfiguration, SampleFormat, Tag};
 
 use super::read::{Image, Kind, allocate, unsupported};
 use super::resolution;
-use crate::error::{CliError, Result, failed};
+use crate::error::{FileError, Result, failed};
 
 /// Bytes that a tag's values, and a small image's strip, may take once decoded.
 const MOST_OF_A_TAG: usize = 256 << 20;
@@ -71,7 +71,7 @@ pub(super) fn read(path: &Path) -> Result<Page> {
     Ok(page)
 }
 
-fn unreadable(path: &Path, error: &tiff::TiffError) -> CliError {
+fn unreadable(path: &Path, error: &tiff::TiffError) -> FileError {
     match error {
         tiff::TiffError::UnsupportedError(kind) => unsupported(path, kind),
         error => {

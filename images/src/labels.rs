@@ -7,20 +7,23 @@ use std::path::Path;
 use png::{BitDepth, ColorType, Decoder, Limits, Transformations};
 
 use super::read::claimed_values;
-use crate::error::{CliError, Result, failed};
+use crate::error::{FileError, Result, failed};
 
 /// The index of pixels that nobody labelled.
-pub(crate) const UNLABELLED: u8 = 255;
+pub const UNLABELLED: u8 = 255;
 
 /// Class indices, row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Labels {
-    pub(crate) width: usize,
-    pub(crate) height: usize,
-    pub(crate) values: Vec<u8>,
+pub struct Labels {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `[height, width]`.
+    pub values: Vec<u8>,
 }
 
-fn unreadable(path: &Path, error: &png::DecodingError) -> CliError {
+fn unreadable(path: &Path, error: &png::DecodingError) -> FileError {
     failed(path, format!("cannot be read as a label PNG, it may be damaged or cut short: {error}"))
 }
 
@@ -44,7 +47,7 @@ fn is_png(path: &Path) -> bool {
 }
 
 /// Reads class indices: the palette's of an indexed PNG, the grey values of others.
-pub(crate) fn read_labels(path: &Path) -> Result<Labels> {
+pub fn read_labels(path: &Path) -> Result<Labels> {
     let mut reader = decoder(path)?;
     let size = (reader.info().width, reader.info().height);
     let (color, depth) = reader.output_color_type();

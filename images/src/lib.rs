@@ -1,0 +1,19 @@
+//! Image and label files: which of them are meant, how they are read, how results are written.
+
+mod error;
+mod find;
+mod labels;
+mod overlay;
+mod read;
+mod resolution;
+#[cfg(test)]
+mod tests;
+mod tiff;
+mod write;
+
+pub use error::{FileError, Result};
+pub use find::{Unusable, expand, is_image_name, same_place};
+pub use labels::{Labels, UNLABELLED, read_labels};
+pub use overlay::write_overlay;
+pub use read::{Image, Pixels, image_size, read_image};
+pub use write::{write_coloured_labels, write_grey, write_planes, write_rgb};
