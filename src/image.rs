@@ -268,6 +268,37 @@ pub trait ImageSource {
     fn read_rows(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
 }
 
+/// Red, green and blue in luminance (ITU-R BT.601).
+const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
+
+/// Whether images of `given` channels can be brought to `wanted`: grey to any number, red, green and blue to grey.
+///
+/// # Errors
+/// [`Error::Image`] where they cannot.
+pub fn check_channels(given: usize, wanted: usize) -> Result<()> {
+    if given == wanted || matches!((given, wanted), (1, _) | (3, 1)) {
+        return Ok(());
+    }
+    Err(Error::Image(format!(
+        "it has {given} channels and the model's input {wanted}: give an image with 1 or {wanted}"
+    )))
+}
+
+/// Pixels of `given` channels as pixels of `wanted` ones, which [can be had](check_channels).
+pub fn convert_channels(pixels: &[f32], given: usize, out: &mut [f32], wanted: usize) {
+    if given == wanted {
+        out.copy_from_slice(pixels);
+    } else if given == 1 {
+        for (out, grey) in out.chunks_exact_mut(wanted).zip(pixels) {
+            out.fill(*grey);
+        }
+    } else {
+        for (out, colour) in out.iter_mut().zip(pixels.chunks_exact(3)) {
+            *out = colour.iter().zip(LUMA).map(|(value, weight)| value * weight).sum();
+        }
+    }
+}
+
 /// How far f32 samples may be outside 0..=1, as left by somebody's interpolation.
 const OVERSHOOT: f32 = 1e-3;
 

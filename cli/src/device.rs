@@ -140,7 +140,7 @@ fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> 
 }
 
 /// Bytes, such as `4GB`, `1.5 GiB` or `800MB`.
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 12] = [
         ("", 1),
         ("B", 1),

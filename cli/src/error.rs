@@ -17,6 +17,9 @@ pub(crate) enum CliError {
     /// A file cannot be used: exit code 1.
     #[error(transparent)]
     File(#[from] mdm_images::FileError),
+    /// Training stopped: exit code 1, or as the library's errors.
+    #[error(transparent)]
+    Pretrain(mdm_train::pretrain::PretrainError),
     /// Everything worth saying was said: exit code 1.
     #[error("")]
     Reported,
@@ -30,7 +33,20 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             CliError::Usage(_) | CliError::Library(mdm::Error::Invalid { .. } | mdm::Error::Device(_)) => 2,
-            CliError::Failed(_) | CliError::File(_) | CliError::Library(_) | CliError::Reported => 1,
+            CliError::Failed(_)
+            | CliError::File(_)
+            | CliError::Pretrain(_)
+            | CliError::Library(_)
+            | CliError::Reported => 1,
+        }
+    }
+}
+
+impl From<mdm_train::pretrain::PretrainError> for CliError {
+    fn from(error: mdm_train::pretrain::PretrainError) -> Self {
+        match error {
+            mdm_train::pretrain::PretrainError::Library(error) => CliError::Library(error),
+            other => CliError::Pretrain(other),
         }
     }
 }

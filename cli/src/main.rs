@@ -12,6 +12,7 @@ mod operations;
 mod output;
 mod outputs;
 mod progress;
+mod training;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,10 @@ enum Command {
     Segment(Box<commands::segment::Arguments>),
     /// Measure how well predicted labels agree with true ones
     Eval(commands::eval::Arguments),
+    /// Train a backbone on images without labels
+    Pretrain(Box<commands::pretrain::Arguments>),
+    /// Turn a training run into a backbone that `mdm fit` takes
+    Export(commands::export::Arguments),
     /// See all of it work on images that are drawn for it
     Demo(commands::demo::Arguments),
     /// Tell what a model file is
@@ -61,6 +66,8 @@ fn main() -> ExitCode {
         Command::Fit(arguments) => commands::fit::run(&arguments),
         Command::Segment(arguments) => commands::segment::run(&arguments),
         Command::Eval(arguments) => commands::eval::run(&arguments),
+        Command::Pretrain(arguments) => commands::pretrain::run(&arguments),
+        Command::Export(arguments) => commands::export::run(&arguments),
         Command::Demo(arguments) => commands::demo::run(&arguments),
         Command::Info(arguments) => commands::info::run(&arguments),
         Command::Import(arguments) => commands::import::run(&arguments),

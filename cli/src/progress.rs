@@ -99,3 +99,50 @@ fn styled(length: u64) -> ProgressBar {
     }
     bar
 }
+
+/// Progress of a training run, in lines where standard error is no terminal.
+pub(crate) struct TrainingProgress {
+    bar: ProgressBar,
+    printed: Mutex<Instant>,
+    terminal: bool,
+}
+
+impl TrainingProgress {
+    /// Between two lines.
+    const LINES: Duration = Duration::from_secs(60);
+
+    pub(crate) fn new(done: u64, steps: u64) -> Self {
+        let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+        let bar =
+            ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr()).with_position(done);
+        bar.reset_eta();
+        let template = "[{elapsed_precise}] {wide_bar} {pos}/{len} {msg}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self { bar, printed: Mutex::new(Instant::now()), terminal }
+    }
+
+    /// So many steps are done, of `steps`; `message` says more.
+    pub(crate) fn report(&self, step: u64, steps: u64, message: String) {
+        if self.terminal {
+            self.bar.set_message(message);
+            self.bar.set_position(step);
+        } else if let Ok(mut printed) = self.printed.lock()
+            && (printed.elapsed() >= Self::LINES || step == steps)
+        {
+            *printed = Instant::now();
+            eprintln!("step {step} of {steps}: {message}");
+        }
+    }
+
+    /// Runs something that prints.
+    pub(crate) fn suspend<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.bar.suspend(work)
+    }
+
+    /// Removes the bar.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -15,7 +15,7 @@ mod mapping;
 mod metadata;
 mod opened;
 mod parameters;
-mod safetensors_file;
+pub mod safetensors_file;
 mod save;
 mod stored;
 mod summary;

@@ -17,12 +17,30 @@ use crate::{Error, Result};
 const LARGEST_HEADER: u64 = 100_000_000;
 
 /// A file's tensors and the strings beside them.
-pub(crate) struct SafetensorsFile {
+pub struct SafetensorsFile {
     pub(crate) tensors: StoredTensors,
     pub(crate) strings: BTreeMap<String, String>,
 }
 
 impl SafetensorsFile {
+    /// Maps the file into memory. Until this is dropped it must not be changed or shortened, but may be replaced.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::ModelFile`] or [`Error::Tensor`] where it is damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::read(Arc::new(Mapping::open(path)?))
+    }
+
+    /// What the file says beside its tensors under `key`.
+    pub fn string(&self, key: &str) -> Option<&str> {
+        self.strings.get(key).map(String::as_str)
+    }
+
+    /// The tensors whose names start with `prefix`, under the rest of their names.
+    pub fn below(&self, prefix: &str) -> impl WeightSource + Send + Sync + use<> {
+        self.tensors.below(prefix)
+    }
+
     pub(crate) fn read(mapping: Arc<Mapping>) -> Result<Self> {
         let bytes = mapping.bytes();
         let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
@@ -96,20 +114,23 @@ fn element(dtype: Dtype) -> Element {
 }
 
 /// A tensor to write.
-pub(crate) struct Entry<'a> {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) precision: Precision,
-    pub(crate) source: &'a dyn WeightSource,
+pub struct Entry<'a> {
+    /// Its name in the file, under which `source` is asked for it.
+    pub name: String,
+    /// Its shape, which that of `source` must be.
+    pub shape: Vec<usize>,
+    /// How its values are stored.
+    pub precision: Precision,
+    /// Where it comes from.
+    pub source: &'a dyn WeightSource,
 }
 
 /// Writes a file under a temporary name beside `path` and renames it when it is complete. One tensor is in memory at a
 /// time.
-pub(crate) fn write(
-    path: &Path,
-    mut entries: Vec<Entry<'_>>,
-    strings: HashMap<String, String>,
-) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be written to or is full, and what the sources say; `path` is as it was then.
+pub fn write(path: &Path, mut entries: Vec<Entry<'_>>, strings: HashMap<String, String>) -> Result<()> {
     // Wide types first, so that every tensor is aligned to its type.
     entries.sort_by(|a, b| b.precision.size().cmp(&a.precision.size()).then_with(|| a.name.cmp(&b.name)));
     let mut infos = Vec::with_capacity(entries.len());
@@ -197,5 +218,8 @@ fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Res
     // A full disk may only show here.
     file.as_file().sync_all().map_err(failed("write", path))?;
     file.persist(path).map_err(|error| failed("replace", path)(error.error))?;
+    // The new name outlives a power failure, too. Not every file system can do this to folders.
+    #[cfg(unix)]
+    let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
     Ok(())
 }

@@ -5,15 +5,12 @@ use std::ops::Range;
 use super::rescale::{Filter, Resampler};
 use super::window::{WindowGrid, WindowPosition};
 use crate::engine::canvas::{inside, offset};
-use crate::image::ImageSource;
+use crate::image::{ImageSource, check_channels, convert_channels};
 use crate::memory::{product, zeros};
 use crate::{Error, Result};
 
 /// Values that are read from a source at a time, if a row has fewer.
 const READ_VALUES: usize = 1 << 16;
-
-/// Red, green and blue in luminance (ITU-R BT.601).
-const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 
 /// Reads an image's rows with a model's number of channels.
 struct Reader<'a> {
@@ -29,11 +26,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(source: &'a mut dyn ImageSource, channels: usize) -> Result<Self> {
         let (width, given) = (source.width(), source.channels());
-        if given != channels && !matches!((given, channels), (1, _) | (3, 1)) {
-            return Err(Error::Image(format!(
-                "it has {given} channels and the model's input {channels}: give an image with 1 or {channels}"
-            )));
-        }
+        check_channels(given, channels)?;
         let row_len = product(&[width, given], "a row of the image")?;
         let rows = (READ_VALUES / row_len.max(1)).clamp(1, source.height());
         Ok(Self {
@@ -64,17 +57,7 @@ impl<'a> Reader<'a> {
         }
         self.pending.start += 1;
         self.next += 1;
-        if given == self.channels {
-            self.row.copy_from_slice(row);
-        } else if given == 1 {
-            for (out, grey) in self.row.chunks_exact_mut(self.channels).zip(row) {
-                out.fill(*grey);
-            }
-        } else {
-            for (out, colour) in self.row.iter_mut().zip(row.chunks_exact(3)) {
-                *out = colour.iter().zip(LUMA).map(|(value, weight)| value * weight).sum();
-            }
-        }
+        convert_channels(row, given, &mut self.row, self.channels);
         Ok(&self.row)
     }
 }

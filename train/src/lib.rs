@@ -1,4 +1,5 @@
-//! Training for libmdm: heads fitted on a few labelled images, and measures of what they achieve.
+//! Training for libmdm: backbones learnt from images without labels, heads fitted on a few labelled images, and measures of what
+//! they achieve.
 
 pub mod differentiate;
 pub mod engine;
@@ -7,6 +8,7 @@ pub mod learner;
 pub mod loss;
 pub mod metrics;
 pub mod optimise;
+pub mod pretrain;
 
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]

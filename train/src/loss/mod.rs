@@ -2,8 +2,11 @@
 
 pub(crate) mod evaluate;
 
+use serde::{Deserialize, Serialize};
+
 /// How far a restored image is from the original.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Loss {
     /// Structural similarity (Wang et al. 2004) under a Gaussian window with zero padding, a channel at a time.
     Ssim {
@@ -23,7 +26,8 @@ pub enum Loss {
 }
 
 /// What is made of a map of structural similarities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SsimForm {
     /// `mean(clamp(1 - ssim, 0, 1) / 2)`, on which the method's authors train.
     ClampedHalf,

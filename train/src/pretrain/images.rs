@@ -1,0 +1,119 @@
+//! Where crops are taken from.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mdm::{Error, ImageView, Result};
+use mdm_images::{Image, read_image};
+
+/// Images to learn from, by number. Several threads ask at once.
+pub trait Images: Send + Sync {
+    /// How many there are, at least one and below 2^32.
+    fn count(&self) -> usize;
+
+    /// What image `index` is called in messages.
+    fn name(&self, index: usize) -> String;
+
+    /// Hands image `index` to `take`, once.
+    ///
+    /// # Errors
+    /// An image that cannot be had is left out of the run. What `take` says is passed on.
+    fn read(&self, index: usize, take: &mut dyn FnMut(&ImageView<'_>) -> Result<()>) -> Result<()>;
+
+    /// Something that changes where the images or their order do, so that it can be told whether a run goes on exactly.
+    fn identity(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        for index in 0..self.count() {
+            hash.update(self.name(index).as_bytes());
+            hash.update(&[0]);
+        }
+        hash.finalize().to_hex()[..16].to_owned()
+    }
+}
+
+/// Image files: PNG, JPEG, TIFF or BMP. Those that were used last are kept decoded.
+pub struct FileImages {
+    paths: Vec<PathBuf>,
+    microns_per_pixel: Option<f64>,
+    capacity: usize,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    images: HashMap<usize, (Arc<Image>, u64)>,
+    bytes: usize,
+    clock: u64,
+}
+
+impl FileImages {
+    /// Bytes of decoded images that are kept, if nothing else is said.
+    pub const DEFAULT_CAPACITY: usize = 1 << 30;
+
+    /// Images in these files.
+    pub fn new(paths: Vec<PathBuf>) -> Self {
+        Self { paths, microns_per_pixel: None, capacity: Self::DEFAULT_CAPACITY, kept: Mutex::default() }
+    }
+
+    /// Says how large pixels are, in micrometres, whatever the files say.
+    pub fn with_microns_per_pixel(self, microns: Option<f64>) -> Self {
+        Self { microns_per_pixel: microns, ..self }
+    }
+
+    /// Keeps up to so many bytes of decoded images.
+    pub fn with_capacity(self, bytes: usize) -> Self {
+        Self { capacity: bytes, ..self }
+    }
+
+    fn image(&self, index: usize) -> Result<Arc<Image>> {
+        let path = self
+            .paths
+            .get(index)
+            .ok_or_else(|| Error::invalid("image", format!("{index} is not one of {}", self.paths.len())))?;
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut kept = lock();
+            kept.clock += 1;
+            let clock = kept.clock;
+            if let Some((image, used)) = kept.images.get_mut(&index) {
+                *used = clock;
+                return Ok(image.clone());
+            }
+        }
+        let image = Arc::new(read_image(path).map_err(|error| Error::Image(error.to_string()))?);
+        let bytes = image.pixels.bytes().len();
+        if bytes <= self.capacity {
+            let mut kept = lock();
+            while kept.bytes + bytes > self.capacity {
+                let oldest = kept.images.iter().min_by_key(|(_, (_, used))| *used).map(|(index, _)| *index);
+                let Some((old, _)) = oldest.and_then(|oldest| kept.images.remove(&oldest)) else { break };
+                kept.bytes -= old.pixels.bytes().len();
+            }
+            let clock = kept.clock;
+            if kept.images.insert(index, (image.clone(), clock)).is_none() {
+                kept.bytes += bytes;
+            }
+        }
+        Ok(image)
+    }
+}
+
+impl Images for FileImages {
+    fn count(&self) -> usize {
+        self.paths.len()
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.paths.get(index).map_or_else(String::new, |path| path.display().to_string())
+    }
+
+    fn read(&self, index: usize, take: &mut dyn FnMut(&ImageView<'_>) -> Result<()>) -> Result<()> {
+        let image = self.image(index)?;
+        let view = image.view()?;
+        take(&match self.microns_per_pixel {
+            Some(microns) => view.with_microns_per_pixel(microns),
+            None => view,
+        })
+    }
+}

@@ -1,0 +1,203 @@
+//! What the network sees and what it is to answer, for one sample.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mdm::corruption::{alphas_cumprod, hidden_patches, hide, q_sample, signal_and_spread};
+use mdm::model::CorruptionKind;
+use mdm::{Error, Result};
+
+use super::crop::{background, crop};
+use super::draw::{self, below, corruption, decisions};
+use super::images::Images;
+use super::recipe::Recipe;
+
+/// Crops that are tried in an image before the next one is.
+const TRIES: u32 = 4;
+
+/// Images that are tried for a crop that is not background, before one is taken as it is.
+const MOST_IMAGES: u32 = 16;
+
+/// A corrupted crop.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample {
+    /// `[size, size, channels]`.
+    pub(crate) input: Vec<f32>,
+    /// The crop, or the noise that was added to it.
+    pub(crate) target: Vec<f32>,
+    pub(crate) timestep: u32,
+}
+
+/// An image that cannot be used.
+#[derive(Clone, Debug)]
+pub(crate) struct LeftOut {
+    pub(crate) index: usize,
+    pub(crate) reason: String,
+}
+
+/// Makes samples from their numbers.
+pub(crate) struct Sampler {
+    recipe: Recipe,
+    images: Arc<dyn Images>,
+    alphas: Vec<f64>,
+    /// Orders of the images in rounds that were used lately.
+    orders: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
+}
+
+impl Sampler {
+    pub(crate) fn new(recipe: Recipe, images: Arc<dyn Images>) -> Result<Self> {
+        if images.count() == 0 || u32::try_from(images.count()).is_err() {
+            return Err(Error::invalid(
+                "images",
+                format!("{} of them; 1 to 2^32 - 1 are possible", images.count()),
+            ));
+        }
+        let alphas = match recipe.corruption.kind {
+            CorruptionKind::Gaussian { schedule } => alphas_cumprod(schedule, recipe.corruption.timesteps),
+            CorruptionKind::Mask { .. } => Vec::new(),
+        };
+        Ok(Self { recipe, images, alphas, orders: Mutex::default() })
+    }
+
+    /// Values of a sample.
+    pub(crate) fn len(&self) -> usize {
+        self.recipe.size() * self.recipe.size() * self.recipe.unet.in_channels
+    }
+
+    /// Sample number `number`. `left_out` is told of images that cannot be used.
+    ///
+    /// # Errors
+    /// [`Error::Image`] where no image can be used.
+    pub(crate) fn sample(&self, number: u64, left_out: &mut dyn FnMut(LeftOut)) -> Result<Sample> {
+        let (first, last) = self.recipe.timesteps();
+        let [at] = decisions(self.recipe.seed, number, 0);
+        let timestep =
+            self.recipe.fixed_timestep.unwrap_or(first + below(at, (last - first + 1) as usize) as u32);
+        let crop = self.crop(number, left_out)?;
+        Ok(self.corrupted(crop, number, timestep))
+    }
+
+    /// As [`sample`](Self::sample), at a timestep of the caller's choice.
+    pub(crate) fn sample_at(&self, number: u64, timestep: u32) -> Result<Sample> {
+        let crop = self.crop(number, &mut |_| ())?;
+        Ok(self.corrupted(crop, number, timestep))
+    }
+
+    fn crop(&self, number: u64, left_out: &mut dyn FnMut(LeftOut)) -> Result<Vec<f32>> {
+        let Recipe { crops, seed, unet, .. } = &self.recipe;
+        let count = self.images.count() as u64;
+        let mut out = vec![0.0; self.len()];
+        let mut usable = 0;
+        let mut reason = String::new();
+        for offset in 0..count {
+            let index = self.image_of(number + offset);
+            for attempt in 0..TRIES {
+                let attempt = 1 + usable * TRIES + attempt;
+                let choices = decisions(*seed, number, attempt);
+                let mut taken = false;
+                let read = catch_unwind(AssertUnwindSafe(|| {
+                    self.images.read(index, &mut |image| {
+                        taken = true;
+                        crop(image, crops, choices, self.recipe.size(), unet.in_channels, &mut out)
+                    })
+                }));
+                let read = read.unwrap_or_else(|_| Err(Error::Image("its decoder panicked".into())));
+                let read =
+                    read.and_then(
+                        |()| {
+                            if taken { Ok(()) } else { Err(Error::Image("was not delivered".into())) }
+                        },
+                    );
+                if let Err(error) = read {
+                    reason = error.to_string();
+                    left_out(LeftOut { index, reason: reason.clone() });
+                    break;
+                }
+                let full =
+                    crops.skip_background.is_none_or(|most| background(&out, unet.in_channels) <= most);
+                if full || (usable + 1 == MOST_IMAGES && attempt % TRIES == 0) {
+                    return Ok(out);
+                }
+                if attempt % TRIES == 0 {
+                    usable += 1;
+                }
+            }
+        }
+        if usable > 0 {
+            // All of them are background; the last crop is as good as any.
+            return Ok(out);
+        }
+        Err(Error::Image(format!("none of {count} images can be used; of the last one: {reason}")))
+    }
+
+    /// Images come in a new order each round.
+    fn image_of(&self, number: u64) -> usize {
+        let count = self.images.count() as u64;
+        let (round, at) = (number / count, (number % count) as usize);
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = orders.iter().find(|(of, _)| *of == round).map(|(_, order)| order.clone());
+        let order = known.unwrap_or_else(|| {
+            let order = Arc::new(draw::order(self.recipe.seed, round, count as usize));
+            if orders.len() == 4 {
+                orders.remove(0);
+            }
+            orders.push((round, order.clone()));
+            order
+        });
+        order[at] as usize
+    }
+
+    fn corrupted(&self, crop: Vec<f32>, number: u64, timestep: u32) -> Sample {
+        let key = corruption(self.recipe.seed, number);
+        let (size, channels) = (self.recipe.size(), self.recipe.unet.in_channels);
+        let mut input = crop.clone();
+        match self.recipe.corruption.kind {
+            CorruptionKind::Mask { patch, rule } => {
+                let columns = size.div_ceil(patch);
+                let patches = columns * columns;
+                let (mut noise, mut order) = (vec![0.0; patches], vec![0; patches]);
+                key.uniform(timestep, &mut noise);
+                let hidden = hidden_patches(rule, timestep, self.recipe.corruption.timesteps, patches);
+                for &patch_index in hide(&noise, hidden, &mut order) {
+                    let patch_index = patch_index as usize;
+                    let (top, left) = (patch_index / columns * patch, patch_index % columns * patch);
+                    let (bottom, right) = (size.min(top + patch), size.min(left + patch));
+                    for y in top..bottom {
+                        input[(y * size + left) * channels..(y * size + right) * channels].fill(0.0);
+                    }
+                }
+                Sample { input, target: crop, timestep }
+            }
+            CorruptionKind::Gaussian { .. } => {
+                let mut noise = crop;
+                key.normal(timestep, 0, &mut noise);
+                q_sample(&mut input, &noise, self.signal_and_spread(timestep));
+                Sample { input, target: noise, timestep }
+            }
+        }
+    }
+
+    /// The image that an answer stands for.
+    pub(crate) fn restored(&self, sample: &Sample, answer: &[f32]) -> Vec<f32> {
+        self.clean(sample, answer)
+    }
+
+    /// The image before it was corrupted.
+    pub(crate) fn original(&self, sample: &Sample) -> Vec<f32> {
+        self.clean(sample, &sample.target)
+    }
+
+    fn clean(&self, sample: &Sample, answer: &[f32]) -> Vec<f32> {
+        match self.recipe.corruption.kind {
+            CorruptionKind::Mask { .. } => answer.to_vec(),
+            CorruptionKind::Gaussian { .. } => {
+                let (signal, spread) = self.signal_and_spread(sample.timestep);
+                sample.input.iter().zip(answer).map(|(x, noise)| (x - spread * noise) / signal).collect()
+            }
+        }
+    }
+
+    fn signal_and_spread(&self, timestep: u32) -> (f32, f32) {
+        signal_and_spread(self.alphas.get(timestep as usize).copied().unwrap_or(1.0))
+    }
+}
