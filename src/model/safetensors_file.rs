@@ -37,7 +37,7 @@ impl SafetensorsFile {
     }
 
     /// The tensors whose names start with `prefix`, under the rest of their names.
-    pub fn below(&self, prefix: &str) -> impl WeightSource + Send + Sync + use<> {
+    pub fn below(&self, prefix: &str) -> impl WeightSource + Send + use<> {
         self.tensors.below(prefix)
     }
 
