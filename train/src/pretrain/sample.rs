@@ -84,50 +84,53 @@ impl Sampler {
     }
 
     fn crop(&self, number: u64, left_out: &mut dyn FnMut(LeftOut)) -> Result<Vec<f32>> {
-        let Recipe { crops, seed, unet, .. } = &self.recipe;
+        let Recipe { crops, unet, .. } = &self.recipe;
         let count = self.images.count() as u64;
         let mut out = vec![0.0; self.len()];
         let mut usable = 0;
-        let mut reason = String::new();
-        for offset in 0..count {
+        let mut last = None;
+        'images: for offset in 0..count {
             let index = self.image_of(number + offset);
             for attempt in 0..TRIES {
-                let attempt = 1 + usable * TRIES + attempt;
-                let choices = decisions(*seed, number, attempt);
-                let mut taken = false;
-                let read = catch_unwind(AssertUnwindSafe(|| {
-                    self.images.read(index, &mut |image| {
-                        taken = true;
-                        crop(image, crops, choices, self.recipe.size(), unet.in_channels, &mut out)
-                    })
-                }));
-                let read = read.unwrap_or_else(|_| Err(Error::Image("its decoder panicked".into())));
-                let read =
-                    read.and_then(
-                        |()| {
-                            if taken { Ok(()) } else { Err(Error::Image("was not delivered".into())) }
-                        },
-                    );
-                if let Err(error) = read {
-                    reason = error.to_string();
-                    left_out(LeftOut { index, reason: reason.clone() });
-                    break;
+                if let Err(error) = self.attempt(index, number, 1 + usable * TRIES + attempt, &mut out) {
+                    left_out(LeftOut { index, reason: error.to_string() });
+                    last = Some(error);
+                    continue 'images;
                 }
-                let full =
-                    crops.skip_background.is_none_or(|most| background(&out, unet.in_channels) <= most);
-                if full || (usable + 1 == MOST_IMAGES && attempt % TRIES == 0) {
+                if crops.skip_background.is_none_or(|most| background(&out, unet.in_channels) <= most) {
                     return Ok(out);
                 }
-                if attempt % TRIES == 0 {
-                    usable += 1;
-                }
+            }
+            usable += 1;
+            if usable == MOST_IMAGES {
+                break;
             }
         }
-        if usable > 0 {
-            // All of them are background; the last crop is as good as any.
-            return Ok(out);
+        match last {
+            Some(error) if usable == 0 => {
+                Err(Error::Image(format!("none of {count} images can be used; of the last one: {error}")))
+            }
+            // All of it is background: the last crop is as good as any.
+            _ => Ok(out),
         }
-        Err(Error::Image(format!("none of {count} images can be used; of the last one: {reason}")))
+    }
+
+    /// Crops image `index` for sample `number`.
+    fn attempt(&self, index: usize, number: u64, attempt: u32, out: &mut [f32]) -> Result<()> {
+        let Recipe { crops, seed, unet, .. } = &self.recipe;
+        let choices = decisions(*seed, number, attempt);
+        let mut taken = false;
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            self.images.read(index, &mut |image| {
+                taken = true;
+                crop(image, crops, choices, self.recipe.size(), unet.in_channels, out)
+            })
+        }));
+        match read {
+            Ok(Ok(())) if !taken => Err(Error::Image("was not delivered".into())),
+            Ok(read) => read,
+            Err(_) => Err(Error::Image("its decoder panicked".into())),
+        }
     }
 
     /// Images come in a new order each round.
