@@ -10,6 +10,7 @@ pub mod head;
 pub mod network;
 pub mod norm;
 pub mod pack;
+pub mod pool;
 pub mod product;
 pub mod reader;
 pub mod simd;
@@ -21,6 +22,7 @@ pub mod winograd;
 use std::sync::{Arc, PoisonError};
 
 pub use pack::PackedWeights;
+pub use pool::Pool;
 use simd::InstructionSet;
 
 use super::{DeviceInfo, DeviceKind, Engine, Network, WeightCache};
@@ -32,7 +34,7 @@ use crate::{Error, Result};
 pub struct CpuEngine {
     info: DeviceInfo,
     set: InstructionSet,
-    pool: Arc<rayon::ThreadPool>,
+    pool: Arc<Pool>,
 }
 
 impl CpuEngine {
@@ -52,7 +54,7 @@ impl CpuEngine {
     }
 
     /// The threads.
-    pub fn pool(&self) -> &Arc<rayon::ThreadPool> {
+    pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }
 
@@ -62,13 +64,6 @@ impl CpuEngine {
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("mdm-{index}"))
-            .build()
-            .map_err(|error| {
-                Error::Device(format!("cannot start {threads} threads: {error}; ask for fewer"))
-            })?;
         let info = DeviceInfo {
             name: format!("CPU ({}, {threads} threads)", std::env::consts::ARCH),
             kind: DeviceKind::Cpu,
@@ -80,7 +75,7 @@ impl CpuEngine {
             supports: Vec::new(),
             precision: "f32",
         };
-        Ok(Self { info, set, pool: Arc::new(pool) })
+        Ok(Self { info, set, pool: Arc::new(Pool::new(threads)?) })
     }
 }
 

@@ -10,6 +10,7 @@ use super::corruption::{AddNoise, Mask};
 use super::head::{FeatureNorm, Head};
 use super::norm::{Moments, NormCoefficients};
 use super::pack::{Layout, PackedWeights};
+use super::pool::Pool;
 use super::simd::InstructionSet;
 use super::step::{Context, Step};
 use super::vector::{Linear, Sinusoid};
@@ -34,7 +35,7 @@ const SMALL_TILE_PIXELS: usize = 64;
 pub struct CpuNetwork {
     plan: Plan,
     set: InstructionSet,
-    pool: Arc<rayon::ThreadPool>,
+    pool: Arc<Pool>,
     steps: Vec<Box<dyn Step>>,
     arena: Buffer,
     shared: Buffer,
@@ -48,7 +49,7 @@ impl CpuNetwork {
         weights: &dyn WeightSource,
         packed: &mut PackedWeights,
         set: InstructionSet,
-        pool: Arc<rayon::ThreadPool>,
+        pool: Arc<Pool>,
     ) -> Result<Self> {
         plan.check()?;
         let threads = pool.current_num_threads();

@@ -16,7 +16,7 @@ use mdm::engine::cpu::buffer::{Buffer, SharedMut};
 use mdm::engine::cpu::network::StepBuilder;
 use mdm::engine::cpu::simd::InstructionSet;
 use mdm::engine::cpu::step::{Context, ScratchSize};
-use mdm::engine::cpu::{CpuEngine, PackedWeights};
+use mdm::engine::cpu::{CpuEngine, PackedWeights, Pool};
 use mdm::plan::TensorInfo;
 use mdm::{Error, Result};
 
@@ -32,7 +32,7 @@ use crate::optimise;
 pub struct CpuProgram {
     program: Program,
     set: InstructionSet,
-    pool: Arc<rayon::ThreadPool>,
+    pool: Arc<Pool>,
     arena: Buffer,
     shared: Buffer,
     private: Vec<Mutex<Buffer>>,
