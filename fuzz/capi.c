@@ -25,6 +25,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     input = data;
     input_size = size;
+    begin(model);
     while (input_size > 0) call(model);
     finish();
     return 0;

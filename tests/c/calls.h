@@ -122,18 +122,14 @@ static mdm_source random_source(void) {
     return source;
 }
 
-static void call(const char *path) {
-    mdm_error *error = NULL;
-    mdm_error **where = below(3) ? &error : NULL;
-    void *made = NULL;
-    mdm_run run = MDM_RUN_INIT;
-    run.progress = below(2) ? progress : NULL;
-    run.cancel = below(6) ? NULL : handle();
-    mdm_image image = random_image();
-    mdm_source source = random_source();
+static mdm_sink random_sink(void) {
     mdm_sink sink = MDM_SINK_INIT;
     sink.write = below(20) ? write_band : NULL;
     sink.label_type = number(2);
+    return sink;
+}
+
+static mdm_result random_result(void) {
     mdm_result result = MDM_RESULT_INIT;
     result.labels = below(10) ? labels : NULL;
     result.labels_size = below(10) ? sizeof labels : below(sizeof labels);
@@ -143,6 +139,39 @@ static void call(const char *path) {
     result.probabilities_size = sizeof probabilities;
     result.uncertainty = below(2) ? uncertainty : NULL;
     result.uncertainty_size = sizeof uncertainty;
+    return result;
+}
+
+static mdm_run random_run(void) {
+    mdm_run run = MDM_RUN_INIT;
+    run.progress = below(2) ? progress : NULL;
+    run.cancel = below(6) ? NULL : handle();
+    return run;
+}
+
+/* Objects to begin with, so that calls get somewhere. */
+static void begin(const char *path) {
+    mdm_device_options options = MDM_DEVICE_OPTIONS_INIT;
+    options.threads = 1;
+    mdm_device *device = NULL;
+    mdm_model *model = NULL;
+    mdm_segmenter *segmenter = NULL;
+    mdm_features *features = NULL;
+    OK(mdm_device_open("cpu", &options, &device, &error));
+    OK(mdm_model_open(path, &model, &error));
+    OK(mdm_segmenter_new(model, device, NULL, &segmenter, &error));
+    OK(mdm_features_new(model, device, NULL, &features, &error));
+    void *all[] = {device, model, segmenter, features};
+    for (int i = 0; i < 4; i++) {
+        keep(all[i]);
+        handles[i] = all[i];
+    }
+}
+
+static void call(const char *path) {
+    mdm_error *error = NULL;
+    mdm_error **where = below(3) ? &error : NULL;
+    void *made = NULL;
     mdm_status status = MDM_OK;
     switch (below(16)) {
         case 0: {
@@ -210,15 +239,35 @@ static void call(const char *path) {
         }
         case 8: free_any(handle()); break;
         case 9: case 10: {
+            mdm_image image = random_image();
+            mdm_result result = random_result();
+            mdm_run run = random_run();
             mdm_report report = MDM_REPORT_INIT;
             report.struct_size = size_of(sizeof report);
             status = mdm_segmenter_run(handle(), &image, &result, &run, below(2) ? &report : NULL, where);
             break;
         }
-        case 11: status = mdm_segmenter_run_source(handle(), &source, &sink, &run, NULL, where); break;
-        case 12: status = mdm_features_run(handle(), &image, visit, NULL, &run, where); break;
-        case 13: status = mdm_features_run_source(handle(), &source, below(9) ? visit : NULL, NULL, &run, where); break;
+        case 11: {
+            mdm_source source = random_source();
+            mdm_sink sink = random_sink();
+            mdm_run run = random_run();
+            status = mdm_segmenter_run_source(handle(), &source, &sink, &run, NULL, where);
+            break;
+        }
+        case 12: {
+            mdm_image image = random_image();
+            mdm_run run = random_run();
+            status = mdm_features_run(handle(), &image, visit, NULL, &run, where);
+            break;
+        }
+        case 13: {
+            mdm_source source = random_source();
+            mdm_run run = random_run();
+            status = mdm_features_run_source(handle(), &source, below(9) ? visit : NULL, NULL, &run, where);
+            break;
+        }
         case 14: {
+            mdm_source source = random_source();
             mdm_result_size size = MDM_RESULT_SIZE_INIT;
             size.struct_size = size_of(sizeof size);
             status = mdm_segmenter_source_size(handle(), &source, number(2), &size, where);

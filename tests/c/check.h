@@ -42,13 +42,12 @@
         mdm_error_free(error);                                                                   \
     } while (0)
 
-/* What a GPU's driver keeps for the process looks lost to LeakSanitizer once the driver is unloaded: none is. */
-#ifdef __SANITIZE_ADDRESS__
-int dlclose(void *library);
-int dlclose(void *library) {
-    (void)library;
-    return 0;
-}
+#if defined(__SANITIZE_ADDRESS__)
+#define ADDRESS_SANITIZER
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ADDRESS_SANITIZER
+#endif
 #endif
 
 static inline const char *in_folder(const char *folder, const char *name) {

@@ -646,7 +646,7 @@ static mdm_status count_rows(void *user_data, const mdm_band *band) {
 }
 
 /* The sanitizers report allocations that fail, and end the program. */
-#if !defined(__SANITIZE_ADDRESS__) && !defined(VALGRIND)
+#if !defined(ADDRESS_SANITIZER) && !defined(VALGRIND)
 static void more_than_memory_has(void) {
     mdm_segmenter *segmenter = NULL;
     OK(mdm_segmenter_new(model, device, NULL, &segmenter, &error));

@@ -13,6 +13,7 @@ int main(int count, char **arguments) {
     const char *path = in_folder(arguments[1], "mod\xc3\xa8le.safetensors");
     state = (uint64_t)atol(arguments[3]);
     for (size_t i = 0; i < sizeof image_bytes; i++) image_bytes[i] = (unsigned char)draw(1);
+    begin(path);
     for (long i = 0; i < atol(arguments[2]); i++) call(path);
     finish();
     return 0;

@@ -7,9 +7,9 @@
 
 /* Valgrind runs one thread at a time, some fifty times slower. */
 #ifdef VALGRIND
-enum { SIDE = 40, THREADS = 3, RUNS = 1, PAIRS = 3 };
+enum { SIDE = 40, THREADS = 3, RUNS = 1, PAIRS = 3, CHANGES = 5 };
 #else
-enum { SIDE = 80, THREADS = 6, RUNS = 3, PAIRS = 20 };
+enum { SIDE = 80, THREADS = 6, RUNS = 3, PAIRS = 20, CHANGES = 100 };
 #endif
 enum { PIXELS = SIDE * SIDE };
 
@@ -88,6 +88,88 @@ static void cancel_at_random_moments(int rounds) {
     run_job(&work);
     CHECK(work.status == MDM_OK && memcmp(work.labels, expected, PIXELS) == 0);
     mdm_segmenter_free(work.segmenter);
+}
+
+typedef struct {
+    mdm_features *features;
+    mdm_cancel *cancel;
+    mdm_status status;
+    int windows;
+} visit_job;
+
+static mdm_status count_windows(void *user_data, const mdm_window *window) {
+    float first = 0;
+    OK(mdm_window_get_info(window, &(mdm_window_info)MDM_WINDOW_INFO_INIT, &error));
+    FAILS(MDM_ERROR_BUFFER_TOO_SMALL, "bytes", mdm_window_pixel(window, 0, 0, &first, sizeof first, &error));
+    ((visit_job *)user_data)->windows++;
+    return MDM_OK;
+}
+
+static void *run_visit_job(void *data) {
+    visit_job *work = data;
+    mdm_image image = grey_image(pixels, SIDE, SIDE);
+    mdm_run run = MDM_RUN_INIT;
+    run.cancel = work->cancel;
+    work->windows = 0;
+    work->status = mdm_features_run(work->features, &image, count_windows, work, &run, NULL);
+    return NULL;
+}
+
+/* The same for features: every other time by a token, else by freeing the extractor. */
+static void stop_features_at_random_moments(int rounds) {
+    static visit_job work;
+    uint64_t state = 13;
+    for (int round = 0; round < rounds; round++) {
+        OK(mdm_features_new(model, device, NULL, &work.features, &error));
+        OK(mdm_cancel_new(&work.cancel, &error));
+        pthread_t thread;
+        CHECK(pthread_create(&thread, NULL, run_visit_job, &work) == 0);
+        wait_microseconds(random32(&state) % 20000);
+        if (round % 2) OK(mdm_cancel_raise(work.cancel, &error));
+        else mdm_features_free(work.features);
+        CHECK(pthread_join(thread, NULL) == 0);
+        CHECK(work.status == MDM_OK || work.status == MDM_ERROR_CANCELLED || work.status == MDM_ERROR_INVALID_HANDLE);
+        CHECK(work.status != MDM_OK || work.windows > 0);
+        mdm_cancel_free(work.cancel);
+        mdm_features_free(work.features);
+    }
+}
+
+typedef struct {
+    int listening, messages;
+} listener;
+
+static void listen(void *user_data, mdm_log_level level, const char *message) {
+    listener *to = user_data;
+    CHECK(to->listening && level <= MDM_LOG_DEBUG && message[0] != 0);
+    /* Any number of threads may be here. */
+    __atomic_fetch_add(&to->messages, 1, __ATOMIC_RELAXED);
+}
+
+static int enough;
+
+static void *fail_often(void *unused) {
+    (void)unused;
+    mdm_model *none = NULL;
+    while (!__atomic_load_n(&enough, __ATOMIC_RELAXED)) CHECK(mdm_model_open("none", &none, NULL) == MDM_ERROR_IO);
+    return NULL;
+}
+
+/* Once another callback is set, the last one is not called any more, whoever is at work. */
+static void log_changes_while_others_work(void) {
+    pthread_t threads[THREADS];
+    int messages = 0;
+    for (int i = 0; i < THREADS; i++) CHECK(pthread_create(&threads[i], NULL, fail_often, NULL) == 0);
+    for (int round = 0; round < CHANGES || messages == 0; round++) {
+        listener own = {1, 0};
+        OK(mdm_log_set(listen, MDM_LOG_DEBUG, &own, &error));
+        wait_microseconds(50);
+        OK(mdm_log_set(NULL, MDM_LOG_OFF, NULL, &error));
+        own.listening = 0;
+        messages += own.messages;
+    }
+    __atomic_store_n(&enough, 1, __ATOMIC_RELAXED);
+    for (int i = 0; i < THREADS; i++) CHECK(pthread_join(threads[i], NULL) == 0);
 }
 
 /* A segmenter is freed while it runs; the run ends by itself. */
@@ -202,6 +284,8 @@ int main(int count, char **arguments) {
     many_segmenters();
     cancel_at_random_moments(rounds);
     free_at_random_moments(rounds / 4);
+    stop_features_at_random_moments(rounds / 4);
+    log_changes_while_others_work();
     one_segmenter_for_two();
     errors_of_other_threads();
     freed_by_its_own_callback();
