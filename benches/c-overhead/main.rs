@@ -46,11 +46,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut segmenter = Segmenter::new(&model, &device, SegmentOptions::default())?;
     let view = ImageView::new(&pixels, SIDE, SIDE, PixelFormat::Rgb8)?;
     let mut times = [Vec::new(), Vec::new()];
+    let mut busy = [Vec::new(), Vec::new()];
+    let processes = [std::process::id(), c.id()];
     for run in 0..=runs {
         // Each goes first every other time: the machine is not the same after a run as after a pause.
         let mut seconds = [0.0; 2];
         let mut sums = [0u64; 2];
         for side in [run % 2, 1 - run % 2] {
+            let before = processor_seconds(processes[side]);
             if side == 0 {
                 let start = Instant::now();
                 let labels = segmenter.segment(&view, &Control::none())?.labels;
@@ -63,32 +66,47 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let (time, sum) = answer.split_once(' ').ok_or("not an answer")?;
                 (seconds[1], sums[1]) = (time.parse()?, sum.parse()?);
             }
+            // The first run takes memory and packs weights.
+            if run > 0 {
+                times[side].push(seconds[side]);
+                busy[side].push(processor_seconds(processes[side]) - before);
+            }
         }
         if sums[0] != sums[1] {
             return Err("the two give different labels".into());
-        }
-        // The first run takes memory and packs weights.
-        if run > 0 {
-            times[0].push(seconds[0]);
-            times[1].push(seconds[1]);
         }
     }
     drop(ask);
     c.wait()?;
 
-    let mut ratios: Vec<f64> = times[0].iter().zip(&times[1]).map(|(rust, c)| c / rust).collect();
     println!("{SIDE} x {SIDE} pixels, {runs} runs each in turns, on {}", device.info().name);
-    println!("        median       least");
-    for (name, times) in ["Rust", "C"].iter().zip(&mut times) {
-        println!("{name:<5} {:>8.2} ms {:>8.2} ms", median(times) * 1e3, times[0] * 1e3);
+    println!("{:24}{:>11}{:>11}{:>10}", "", "Rust", "C", "C / Rust");
+    for (what, values) in [("time", &mut times), ("time of processors", &mut busy)] {
+        let [rust, c] = values;
+        let mut ratios: Vec<f64> = rust.iter().zip(&*c).map(|(rust, c)| c / rust).collect();
+        let medians = [median(rust), median(c)];
+        for (kind, [rust, c]) in [("median", medians), ("least", [rust[0], c[0]])] {
+            println!(
+                "{:24}{:>8.2} ms{:>8.2} ms{:>10.4}",
+                format!("{what}, {kind}"),
+                rust * 1e3,
+                c * 1e3,
+                c / rust
+            );
+        }
+        println!("{:24}{:>32.4}", format!("{what}, pairs"), median(&mut ratios));
     }
-    println!(
-        "C / Rust: {:.4} (medians), {:.4} (least), {:.4} (median of pairs)",
-        median(&mut times[1].clone()) / median(&mut times[0].clone()),
-        times[1][0] / times[0][0],
-        median(&mut ratios)
-    );
     Ok(())
+}
+
+/// Seconds that processors have worked for a process, as Linux counts them in nanoseconds: it does not depend on what else runs. 0 elsewhere.
+fn processor_seconds(process: u32) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let nanoseconds = tasks.filter_map(|task| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    nanoseconds.sum::<u64>() as f64 * 1e-9
 }
 
 /// Sorts.
