@@ -9,8 +9,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> answer: array<Value>;
-@group(0) @binding(2) var<storage, read_write> wanted: array<Value>;
+@group(0) @binding(1) var<storage, read_write> answer: array<Result>;
+@group(0) @binding(2) var<storage, read_write> wanted: array<Result>;
 // What the gradient is multiplied by.
 @group(0) @binding(3) var<storage, read> share: array<f32>;
 @group(0) @binding(4) var<storage, read_write> output: array<Value>;

@@ -18,8 +18,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> answer: array<Value>;
-@group(0) @binding(2) var<storage, read_write> wanted: array<Value>;
+@group(0) @binding(1) var<storage, read_write> answer: array<Result>;
+@group(0) @binding(2) var<storage, read_write> wanted: array<Result>;
 // The window along one side.
 @group(0) @binding(3) var<storage, read> bell: array<f32>;
 // [slope of the mean, of the square, of the product; mean of the answer, of what is wanted][values]
@@ -119,7 +119,9 @@ fn loss_at(at: u32) -> f32 {
 
     var slope = -1.0;
     var result = loss;
-    if p.clamped != 0u {
+    // Clamping would make a number of what is none.
+    let finite = (bitcast<u32>(loss) & 0x7f800000u) != 0x7f800000u;
+    if p.clamped != 0u && finite {
         slope = select(0.0, -0.5, loss >= 0.0 && loss <= 1.0);
         result = 0.5 * clamp(loss, 0.0, 1.0);
     }

@@ -12,8 +12,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> answer: array<Value>;
-@group(0) @binding(2) var<storage, read_write> wanted: array<Value>;
+@group(0) @binding(1) var<storage, read_write> answer: array<Result>;
+@group(0) @binding(2) var<storage, read_write> wanted: array<Result>;
 @group(0) @binding(3) var<storage, read> bell: array<f32>;
 // [slope of the mean, of the square, of the product; mean of the answer, of what is wanted][values]
 @group(0) @binding(4) var<storage, read_write> slopes: array<f32>;

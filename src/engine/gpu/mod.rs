@@ -88,16 +88,8 @@ impl GpuEngine {
         })
     }
 
-    /// The device for networks in `value`, opened once more where its own are in another format.
-    pub fn context_for(&self, value: ValueType) -> Result<Arc<Context>> {
-        if value == self.value {
-            return self.context();
-        }
-        guard(|| Context::new(&self.adapter, value, self.memory, self.cache.clone())).map(Arc::new)
-    }
-
     /// The open device, a new one if it was lost.
-    fn context(&self) -> Result<Arc<Context>> {
+    pub fn context(&self) -> Result<Arc<Context>> {
         // A poisoned lock means that opening a device panicked; the one that is there is whole.
         let mut context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
         if context.is_lost() {

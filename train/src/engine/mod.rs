@@ -12,6 +12,10 @@ use crate::learner::{Learner, LearnerOptions, LearnerState};
 
 /// A network that learns on `device`, going on from `state`.
 ///
+/// Parameters and what the optimiser knows of them are f32 everywhere. A GPU that was opened with
+/// [`Precision::F16`](mdm::engine::Precision), or with `Auto` where it has f16, computes activations and their gradients in f16,
+/// with a scaled loss.
+///
 /// # Errors
 /// [`Error::Invalid`] for networks that cannot be trained; [`Error::Tensor`] where a parameter is missing or has another shape;
 /// [`Error::OutOfMemory`]; [`Error::Device`] for devices that cannot train.

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use mdm::Result;
 use mdm::engine::gpu::call::{Binding, Builder, Call, word, words};
 use mdm::engine::gpu::context::Memory;
-use mdm::engine::gpu::shader::ValueType;
+use mdm::engine::gpu::conv::stored;
+use mdm::engine::gpu::shader::{Permutation, ValueType};
 use mdm::engine::gpu::weights::upload;
 use mdm::plan::TensorId;
+use mdm::{Error, Result};
 
 use super::shaders::{DIFFERENCE, SSIM, SSIM_GRADIENT};
 use crate::loss::evaluate::gaussian;
@@ -30,11 +31,16 @@ pub(super) fn loss(
     let tensor = &builder.plan.tensors[answer];
     let values = builder.batch() * tensor.sample_len();
     let workgroups = word(values.div_ceil(GROUP))?;
-    let [answer, target, output] = [builder.map(answer)?.0, builder.map(target)?.0, builder.map(output)?.0];
+    let ((answer, result), (target, other)) = (builder.map(answer)?, builder.map(target)?);
+    if other != result {
+        return Err(Error::invalid("program", "an answer and a target in different formats"));
+    }
+    let output = stored(builder, output)?;
+    let permutation = |shader| Permutation { result, ..builder.plain(shader) };
     let (share, losses) = (Binding::whole(share.clone()), Binding::whole(losses.clone()));
     let Loss::Ssim { window, sigma, dynamic_range, form } = *loss else {
         builder.calls.push(Call {
-            permutation: builder.plain(DIFFERENCE),
+            permutation: permutation(DIFFERENCE),
             params: vec![word(values)?, u32::from(*loss == Loss::MeanSquare)],
             bindings: vec![(1, answer), (2, target), (3, share), (4, output), (5, losses)],
             workgroups,
@@ -42,6 +48,7 @@ pub(super) fn loss(
         });
         return Ok(());
     };
+    let (of_loss, of_gradient) = (permutation(SSIM), permutation(SSIM_GRADIENT));
     let bell: Vec<f32> = gaussian(window, sigma).into_iter().map(|value| value as f32).collect();
     let bell =
         Binding::whole(Arc::new(upload(builder.context, "window of the loss", &bell, ValueType::F32)?));
@@ -51,7 +58,7 @@ pub(super) fn loss(
     let form = u32::from(form == SsimForm::ClampedHalf);
     let taps = (window * window) as f64;
     builder.calls.push(Call {
-        permutation: builder.plain(SSIM),
+        permutation: of_loss,
         params: [&params[..], &constants, &[form]].concat(),
         bindings: vec![
             (1, answer.clone()),
@@ -64,7 +71,7 @@ pub(super) fn loss(
         work: 10.0 * taps * values as f64,
     });
     builder.calls.push(Call {
-        permutation: builder.plain(SSIM_GRADIENT),
+        permutation: of_gradient,
         params,
         bindings: vec![(1, answer), (2, target), (3, bell), (4, slopes), (5, share), (6, output)],
         workgroups,

@@ -1,6 +1,8 @@
 //! Training on a GPU: every gradient as WGSL, one operation a file, beside the operations of the inference engine.
 //!
-//! Parameters, their gradients and what the optimiser knows of them stay on the device, in f32.
+//! Parameters, their gradients and what the optimiser knows of them stay on the device, in f32. Activations and what flows back
+//! through them are in the format that the device was opened with: f32, or f16 with sums in f32 and a scaled loss
+//! (Micikevicius et al. 2018).
 
 mod attention;
 mod conv_weight;
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use mdm::control::Control;
 use mdm::engine::gpu::GpuEngine;
 use mdm::engine::gpu::context::Context;
+use mdm::engine::gpu::shader::ValueType;
 use mdm::model::MapWeights;
 use mdm::{Error, Result};
 
@@ -38,7 +41,18 @@ pub struct GpuLearner {
     optimiser: Optimiser,
     names: Vec<String>,
     step: u64,
+    /// What the loss is multiplied by, so that gradients in f16 neither vanish nor overflow; 1 in f32. A power of two.
+    loss_scale: f32,
 }
+
+/// Where the scale of the loss begins.
+const FIRST_SCALE: f32 = 65_536.0;
+
+/// The largest scale of the loss.
+const MOST_SCALE: f32 = 16_777_216.0;
+
+/// Each time so many steps were applied the scale of the loss is doubled; where gradients overflow it is halved.
+const STEPS_OF_SCALE: u64 = 1000;
 
 impl GpuLearner {
     /// A learner that goes on from `state`.
@@ -52,7 +66,7 @@ impl GpuLearner {
         let context = program.context.clone();
         let optimiser = context.checked(|| Optimiser::new(&context, &program, &options.ema_rates))?;
         let names = program.parameters().params().iter().map(|param| param.name.clone()).collect();
-        let mut learner = Self { context, options, program, optimiser, names, step: 0 };
+        let mut learner = Self { context, options, program, optimiser, names, step: 0, loss_scale: 1.0 };
         learner.restore(state)?;
         Ok(learner)
     }
@@ -72,7 +86,7 @@ impl Learner for GpuLearner {
         let program = self.program.program();
         let (image, timesteps) = (program.plan.images[0], program.plan.timesteps[0]);
         let given = [(image, batch.input), (program.target, batch.target), (timesteps, batch.timesteps)];
-        self.program.run(&given, share, control)
+        self.program.run(&given, share * self.loss_scale, control)
     }
 
     fn last_answer(&mut self) -> Result<Vec<f32>> {
@@ -85,7 +99,10 @@ impl Learner for GpuLearner {
 
     fn gradients(&mut self, change: &mut dyn FnMut(&mut [f32]) -> Result<()>) -> Result<()> {
         let mut flat = self.program.gradients()?;
+        // The scale is a power of two: nothing is rounded.
+        flat.iter_mut().for_each(|value| *value /= self.loss_scale);
         change(&mut flat)?;
+        flat.iter_mut().for_each(|value| *value *= self.loss_scale);
         self.program.set_gradients(&flat)
     }
 
@@ -102,14 +119,23 @@ impl Learner for GpuLearner {
 
     fn update(&mut self, update: &Update) -> Result<UpdateReport> {
         let context = self.context.clone();
-        let gradient_norm = context.checked(|| self.optimiser.norm(&context))?;
+        let loss_scale = f64::from(self.loss_scale);
+        let gradient_norm = context.checked(|| self.optimiser.norm(&context))? / loss_scale;
         let applied = gradient_norm.is_finite();
         if applied {
             let scale = update.clip.map_or(1.0, |clip| (clip / gradient_norm).min(1.0));
-            context.checked(|| self.optimiser.step(&context, update, self.step + 1, scale))?;
-            self.step += 1;
+            let step = self.step + 1;
+            context.checked(|| self.optimiser.step(&context, update, step, scale / loss_scale))?;
+            self.step = step;
         } else {
             self.drop_gradients();
+        }
+        if context.value == ValueType::F16 {
+            if !applied {
+                self.loss_scale = (self.loss_scale / 2.0).max(1.0);
+            } else if self.step.is_multiple_of(STEPS_OF_SCALE) {
+                self.loss_scale = (self.loss_scale * 2.0).min(MOST_SCALE);
+            }
         }
         Ok(UpdateReport { gradient_norm, applied })
     }
@@ -128,7 +154,7 @@ impl Learner for GpuLearner {
             first_moment: load(&optimiser.first)?,
             second_moment: load(&optimiser.second)?,
             ema: optimiser.averages.iter().map(|(_, pages)| load(pages)).collect::<Result<_>>()?,
-            loss_scale: 1.0,
+            loss_scale: self.loss_scale,
         })
     }
 
@@ -155,6 +181,12 @@ impl Learner for GpuLearner {
             self.context.checked(|| pages.upload(&self.context, &program.layout, parameters, &flat))?;
         }
         self.step = state.step;
+        self.loss_scale = match self.context.value {
+            ValueType::F32 => 1.0,
+            // What came from training in f32 has no scale yet.
+            ValueType::F16 if state.loss_scale > 1.0 && state.loss_scale <= MOST_SCALE => state.loss_scale,
+            ValueType::F16 => FIRST_SCALE,
+        };
         self.drop_gradients();
         Ok(())
     }

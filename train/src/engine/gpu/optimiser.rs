@@ -100,7 +100,7 @@ impl Optimiser {
     /// Euclidean norm of the gradients.
     pub(super) fn norm(&self, context: &Context) -> Result<f64> {
         self.run(context, &self.prepared.steps[0])?;
-        let sums = read(context, &self.squares, 0..4 * self.sums)?;
+        let sums = read(context, &self.squares, 0, self.sums, ValueType::F32)?;
         Ok(sums.into_iter().map(f64::from).sum::<f64>().sqrt())
     }
 

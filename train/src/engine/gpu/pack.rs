@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mdm::engine::gpu::call::{Binding, Call, Parameters, word, words};
 use mdm::engine::gpu::context::{Context, Memory};
+use mdm::engine::gpu::shader::{Permutation, ValueType};
 use mdm::engine::gpu::weights::Layout;
 use mdm::engine::winograd::transform_filter;
 use mdm::plan::{Op, Param};
@@ -34,18 +35,23 @@ impl<'a> Packed<'a> {
         layout: &'a store::Layout,
         values: &'a Pages,
     ) -> Result<Self> {
+        let half = context.value == ValueType::F16;
         let most = program.instructions.iter().map(|instruction| match instruction {
             Instruction::Network(Op::Conv(conv)) => {
                 let shape = &program.plan.params[conv.weight].shape;
                 let taps: usize = shape[2..].iter().product();
-                let filters = shape[0] * shape[1];
-                let outputs = shape[0];
-                // Rows of zeros come on top.
-                if taps == 9 && conv.stride == 1 { POINTS * filters } else { taps * filters + 3 * outputs }
+                if taps == 9 && conv.stride == 1 && !half {
+                    4 * POINTS * shape[0] * shape[1]
+                } else {
+                    context.value.size() * (taps * shape[1]).next_multiple_of(4) * shape[0]
+                }
+            }
+            Instruction::Network(Op::Linear { weight, .. }) if half => {
+                context.value.size() * program.plan.params[*weight].shape.iter().product::<usize>()
             }
             _ => 0,
         });
-        let size = 4 * most.max().unwrap_or(0) as u64;
+        let size = most.max().unwrap_or(0) as u64;
         let memory = Arc::new(context.buffer("packed parameters", size, Usage::STORAGE)?);
         Ok(Self { params: program.params(), layout, values, memory })
     }
@@ -54,7 +60,7 @@ impl<'a> Packed<'a> {
 impl Parameters for Packed<'_> {
     fn weight(
         &mut self,
-        _context: &Context,
+        context: &Context,
         param: &Param,
         layout: Layout,
         calls: &mut Vec<Call>,
@@ -69,35 +75,39 @@ impl Parameters for Packed<'_> {
             .position(|own| own.name == name)
             .ok_or_else(|| Error::tensor(name, "is not a parameter of this network"))?;
         let own = self.values.of(self.layout, id);
-        let (permutation, len) = match layout {
-            Layout::Exact | Layout::Plain if !turned => return Ok(own),
+        let (outputs, inputs) = (param.shape[0], param.shape[1..].iter().product::<usize>());
+        let in_value = Permutation::plain(PACK_TAPS, context.value);
+        let (permutation, params, [rows, columns], size) = match layout {
+            Layout::Exact if !turned => return Ok(own),
+            Layout::Plain if !turned && context.value == ValueType::F32 => return Ok(own),
+            // Nothing is exchanged where what is there is the transposed of what is wanted.
+            Layout::Plain if !turned => {
+                let size = context.value.size() * inputs * outputs;
+                (in_value, words([outputs, inputs, 1, 1])?, [outputs, inputs], size)
+            }
             Layout::Exact | Layout::Plain => {
                 return Err(Error::tensor(&param.name, "is transposed and can only be packed"));
             }
             Layout::Taps => {
-                let rows: usize = param.shape[1..].iter().product();
-                (plain(PACK_TAPS), rows.next_multiple_of(4) * param.shape[0])
+                let size = context.value.size() * inputs.next_multiple_of(4) * outputs;
+                let channels = param.shape[1];
+                let params = words([channels, outputs, inputs / channels, usize::from(turned)])?;
+                (in_value, params, [channels, outputs], size)
             }
-            Layout::Winograd => (plain(PACK_WINOGRAD), POINTS * param.shape[0] * param.shape[1]),
+            Layout::Winograd => {
+                let channels = param.shape[1];
+                let mut params = words([channels, outputs, usize::from(turned), 0])?;
+                params.extend(filter_transform().into_iter().flatten().map(f32::to_bits));
+                (plain(PACK_WINOGRAD), params, [channels, outputs], 4 * POINTS * channels * outputs)
+            }
         };
-        let (outputs, inputs) = (param.shape[0], param.shape[1]);
-        let taps: usize = param.shape[2..].iter().product();
-        let mut params = words([inputs, outputs])?;
-        if layout == Layout::Taps {
-            params.push(word(taps)?);
-        }
-        params.push(u32::from(turned));
-        if layout == Layout::Winograd {
-            params.push(0);
-            params.extend(filter_transform().into_iter().flatten().map(f32::to_bits));
-        }
-        let packed = Binding::Memory(self.memory.clone(), 0..4 * len);
+        let packed = Binding::Memory(self.memory.clone(), 0..size);
         calls.push(Call {
             permutation,
             params,
             bindings: vec![(1, own), (2, packed.clone())],
-            workgroups: word(inputs.div_ceil(16) * outputs.div_ceil(16))?,
-            work: 4.0 * len as f64,
+            workgroups: word(rows.div_ceil(16) * columns.div_ceil(16))?,
+            work: size as f64,
         });
         Ok(packed)
     }

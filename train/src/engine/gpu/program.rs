@@ -56,22 +56,25 @@ impl GpuProgram {
     /// # Errors
     /// [`Error::OutOfMemory`], and those of the device.
     pub fn new(engine: &GpuEngine, program: Program) -> Result<Self> {
-        let context = engine.context_for(ValueType::F32)?;
+        let context = engine.context()?;
         context.checked(|| Self::on(context.clone(), program))
     }
 
     fn on(context: Arc<Context>, program: Program) -> Result<Self> {
         let plan = &program.plan;
         let batch = plan.options.batch;
-        let all = vector_places(&program);
-        let (places, vectors) = place_vectors(plan, all, batch)?;
+        let (places, vectors) = place_vectors(plan, places_of(&program), batch)?;
         let lengths: Vec<usize> = plan
             .tensors
             .iter()
             .zip(&places)
-            .map(|(tensor, place)| match place {
-                Place::Vector(_) => 0,
-                Place::Map | Place::ExactMap => tensor.sample_len() * batch * size_of::<f32>(),
+            .map(|(tensor, place)| {
+                let size = match place {
+                    Place::Vector(_) => 0,
+                    Place::Map => context.value.size(),
+                    Place::ExactMap => ValueType::F32.size(),
+                };
+                (tensor.sample_len() * batch * size).next_multiple_of(4)
             })
             .collect();
         let accesses: Vec<Access> = program.instructions.iter().map(Instruction::access).collect();
@@ -177,7 +180,7 @@ impl GpuProgram {
             }
             encoder.submit(|_| ())?;
             encoder.wait()?;
-            read(&context, &self.losses, 0..4 * self.count.div_ceil(GROUP))
+            read(&context, &self.losses, 0, self.count.div_ceil(GROUP), ValueType::F32)
         })?;
         Ok(losses.into_iter().map(f64::from).sum::<f64>() / self.count as f64)
     }
@@ -191,7 +194,7 @@ impl GpuProgram {
             Place::Vector(at) => to_vectors(at, values),
             Place::Map | Place::ExactMap => {
                 let start = self.ranges[id].start as u64;
-                write(context, &self.prepared.arena.buffer, start, values, ValueType::F32);
+                write(context, &self.prepared.arena.buffer, start, values, self.format(id));
             }
         }
         for instruction in &self.program.instructions {
@@ -211,15 +214,21 @@ impl GpuProgram {
     /// # Errors
     /// Those of the device.
     pub fn tensor(&self, id: TensorId) -> Result<Vec<f32>> {
-        let context = &self.context;
+        let (context, prepared, format) = (&self.context, &self.prepared, self.format(id));
+        let count = self.program.plan.tensors[id].sample_len() * self.program.plan.options.batch;
         context.checked(|| match self.places[id] {
-            Place::Vector(at) => {
-                let plan = &self.program.plan;
-                let end = at + plan.tensors[id].sample_len() * plan.options.batch;
-                read(context, &self.prepared.vectors, 4 * at..4 * end)
+            Place::Vector(at) => read(context, &prepared.vectors, 4 * at, count, format),
+            Place::Map | Place::ExactMap => {
+                read(context, &prepared.arena, self.ranges[id].start, count, format)
             }
-            Place::Map | Place::ExactMap => read(context, &self.prepared.arena, self.ranges[id].clone()),
         })
+    }
+
+    fn format(&self, id: TensorId) -> ValueType {
+        match self.places[id] {
+            Place::Map => self.context.value,
+            Place::ExactMap | Place::Vector(_) => ValueType::F32,
+        }
     }
 
     /// Replaces the parameters, all of them in their order.
@@ -318,8 +327,8 @@ fn given(accesses: &[Access], count: usize) -> Vec<TensorId> {
     given
 }
 
-/// Which tensors are vectors, by how instructions use them.
-fn vector_places(program: &Program) -> Vec<Place> {
+/// Where each tensor lives, by how instructions use it.
+fn places_of(program: &Program) -> Vec<Place> {
     let operations = program.instructions.iter().filter_map(|instruction| match instruction {
         Instruction::Network(op) => Some(op),
         Instruction::Gradient(_) => None,
@@ -373,6 +382,22 @@ fn vector_places(program: &Program) -> Vec<Place> {
             && places[*tensor] == Place::Vector(0)
         {
             places[*output] = Place::Vector(0);
+        }
+    }
+    // An answer that only the loss reads is kept as exact as it was computed.
+    for instruction in &program.instructions {
+        let Instruction::Gradient(Gradient::Loss { answer, target, .. }) = instruction else { continue };
+        let convolved = program
+            .instructions
+            .iter()
+            .any(|other| matches!(other, Instruction::Network(Op::Conv(conv)) if conv.output == *answer));
+        let others = program
+            .instructions
+            .iter()
+            .filter(|other| *other != instruction)
+            .any(|other| other.access().reads.iter().any(|id| id == answer || id == target));
+        if convolved && !others {
+            [*answer, *target].into_iter().for_each(|id| places[id] = Place::ExactMap);
         }
     }
     places

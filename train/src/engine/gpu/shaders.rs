@@ -51,9 +51,37 @@ pub fn permutations() -> Vec<Permutation> {
     let mut all = Vec::new();
     for &shader in ALL {
         let tiles: &[Tile] = if shader == CONV_WEIGHT { &Tile::ALL } else { &[Tile::SMALL] };
-        all.extend(tiles.iter().map(|&tile| Permutation { tile, ..plain(shader) }));
+        let values: &[ValueType] = if reads_maps(shader) { &ValueType::ALL } else { &[ValueType::F32] };
+        for &value in values {
+            // What is answered is f32 where nothing else reads it.
+            let results: &[ValueType] = match shader {
+                SSIM | SSIM_GRADIENT | DIFFERENCE if value == ValueType::F16 => &ValueType::ALL,
+                _ => &[value],
+            };
+            for &result in results {
+                let of_tile = |&tile| Permutation { tile, result, ..Permutation::plain(shader, value) };
+                all.extend(tiles.iter().map(of_tile));
+            }
+        }
     }
     all
+}
+
+/// Whether it reads or writes values in the device's format; everything else is f32 always.
+fn reads_maps(shader: Shader) -> bool {
+    !matches!(
+        shader,
+        ADAMW
+            | AVERAGE
+            | BLOCK_SUMS
+            | CONV_WEIGHT_SUM
+            | LINEAR_INPUT
+            | LINEAR_WEIGHT
+            | NORM_COEFFICIENTS_GRADIENT
+            | PACK_WINOGRAD
+            | SQUARE_SUMS
+            | SUM_VECTORS
+    )
 }
 
 /// A shader without a tile, in f32.

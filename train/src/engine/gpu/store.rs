@@ -112,7 +112,7 @@ impl Pages {
         flat: &mut [f32],
     ) -> Result<()> {
         for (index, page) in self.0.iter().enumerate() {
-            let values = read(context, page, 0..4 * layout.pages[index])?;
+            let values = read(context, page, 0, layout.pages[index], ValueType::F32)?;
             for (id, (_, place)) in layout.places.iter().enumerate().filter(|(_, (page, _))| *page == index) {
                 flat[parameters.range(id)].copy_from_slice(&values[place.clone()]);
             }
@@ -121,18 +121,24 @@ impl Pages {
     }
 }
 
-/// The f32 in a part of memory, in bytes, once everything that was submitted is done.
-pub(super) fn read(context: &Context, memory: &Memory, bytes: Range<usize>) -> Result<Vec<f32>> {
-    if bytes.is_empty() {
+/// `count` values in memory, `start` bytes from its beginning, once everything that was submitted is done.
+pub(super) fn read(
+    context: &Context,
+    memory: &Memory,
+    start: usize,
+    count: usize,
+    format: ValueType,
+) -> Result<Vec<f32>> {
+    if count == 0 {
         return Ok(Vec::new());
     }
-    let size = bytes.len() as u64;
+    let size = (count * format.size()).next_multiple_of(4) as u64;
     let staging = context.buffer("values on their way", size, Usage::COPY_DST | Usage::MAP_READ)?;
     let mut commands = context.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    commands.copy_buffer_to_buffer(&memory.buffer, bytes.start as u64, &staging.buffer, 0, Some(size));
+    commands.copy_buffer_to_buffer(&memory.buffer, start as u64, &staging.buffer, 0, Some(size));
     context.queue.submit([commands.finish()]);
     let mapped = map(context, &staging.buffer)?;
-    let values = decode(&mapped, bytes.len() / 4, ValueType::F32);
+    let values = decode(&mapped, count, format);
     drop(mapped);
     staging.buffer.unmap();
     Ok(values)
