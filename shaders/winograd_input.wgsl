@@ -1,5 +1,5 @@
 // Tiles of a convolution's input in Winograd's domain: `B^T d B` of 6 x 6 pixels for 4 x 4 outputs (Lavin and Gray 2015),
-// with the interpolation points 0, 1, -1, 1/2, -2 and infinity. Normalised on the way; one thread a tile and channel.
+// with the interpolation points 0, 5/8, -5/8, 3/2, -3/2 and infinity. Normalised on the way; one thread a tile and channel.
 #import split
 #import activation
 
@@ -30,15 +30,18 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> output: array<f32>;
 
 fn transform(d: array<f32, 6>) -> array<f32, 6> {
-    let a = d[3] - d[1];
-    let b = d[4] - d[2];
+    // Values at a point and at its negative share their even and odd parts.
+    let near_even = fma(-2.25, d[2], d[4]);
+    let near_odd = fma(-2.25, d[1], d[3]);
+    let far_even = fma(-0.390625, d[2], d[4]);
+    let far_odd = fma(-0.390625, d[1], d[3]);
     return array<f32, 6>(
-        fma(1.5, a, d[0] - d[2] + b),
-        fma(1.5, d[2] + d[3], a + b),
-        fma(1.5, d[3] - d[2], b - a),
-        fma(2.0, a, b),
-        fma(-0.5, a, b),
-        fma(1.5, b, d[5] - d[3] - a),
+        fma(0.87890625, d[0], fma(-2.640625, d[2], d[4])),
+        fma(0.625, near_odd, near_even),
+        fma(-0.625, near_odd, near_even),
+        fma(1.5, far_odd, far_even),
+        fma(-1.5, far_odd, far_even),
+        fma(0.87890625, d[1], fma(-2.640625, d[3], d[5])),
     );
 }
 

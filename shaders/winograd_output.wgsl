@@ -20,11 +20,13 @@ struct Params {
 fn transform(m: array<f32, 6>) -> array<f32, 4> {
     let sum = m[1] + m[2];
     let difference = m[1] - m[2];
+    let far_sum = m[3] + m[4];
+    let far_difference = m[3] - m[4];
     return array<f32, 4>(
-        m[0] + sum + (m[3] + m[4]),
-        fma(0.5, m[3], fma(-2.0, m[4], difference)),
-        fma(0.25, m[3], fma(4.0, m[4], sum)),
-        fma(0.125, m[3], fma(-8.0, m[4], difference)) + m[5],
+        m[0] + sum + far_sum,
+        fma(0.625, difference, 1.5 * far_difference),
+        fma(0.390625, sum, 2.25 * far_sum),
+        fma(0.244140625, difference, 3.375 * far_difference) + m[5],
     );
 }
 

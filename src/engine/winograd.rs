@@ -1,10 +1,24 @@
 //! Filters in Winograd's domain (Lavin and Gray 2015).
 //!
-//! F(4x4, 3x3)'s interpolation points are 0, 1, -1, 1/2, -2 and infinity, which lose fewer bits than the usual
-//! 0, 1, -1, 2, -2; F(2x2, 3x3)'s are 0, 1, -1 and infinity.
+//! F(4x4, 3x3)'s interpolation points are 0, 5/8, -5/8, 3/2, -3/2 and infinity, which lose half as many bits as the usual
+//! 0, 1, -1, 2, -2 (found by trying fractions; all factors of the transforms of inputs and outputs are exact in f32);
+//! F(2x2, 3x3)'s are 0, 1, -1 and infinity.
 
 /// Points along one side of the largest tile.
 pub const MOST_POINTS: usize = 6;
+
+/// The smaller of the finite points of F(4x4, 3x3).
+pub const NEAR: f64 = 0.625;
+
+/// The larger one.
+pub const FAR: f64 = 1.5;
+
+/// Divisors of the filter's values at 0, at the smaller points and at the larger ones.
+pub const DIVISORS: [f64; 3] = [
+    NEAR * NEAR * FAR * FAR,
+    2.0 * NEAR * NEAR * (NEAR * NEAR - FAR * FAR),
+    2.0 * FAR * FAR * (FAR * FAR - NEAR * NEAR),
+];
 
 /// Products a tile with `tile` x `tile` outputs.
 pub const fn points(tile: usize) -> usize {
@@ -17,14 +31,9 @@ pub fn transform_filter(tile: usize, filter: &[f32], mut write: impl FnMut(usize
         if tile == 2 {
             return [a, (a + b + c) / 2.0, (a - b + c) / 2.0, c, 0.0, 0.0];
         }
-        [
-            a,
-            (a + b + c) / 3.0,
-            (b - a - c) / 3.0,
-            -(16.0 * a + 8.0 * b + 4.0 * c) / 15.0,
-            (a - 2.0 * b + 4.0 * c) / 15.0,
-            c,
-        ]
+        let at = |point: f64, divisor: f64| (a + point * b + point * point * c) / divisor;
+        let [zero, near, far] = DIVISORS;
+        [a / zero, at(NEAR, near), at(-NEAR, near), at(FAR, far), at(-FAR, far), c]
     };
     let mut columns = [[0.0; MOST_POINTS]; 3];
     for (x, column) in columns.iter_mut().enumerate() {

@@ -17,6 +17,11 @@ use support::{Golden, channels_last, gpus, relative_error, weight};
 
 const TOLERANCE: f64 = 1e-4;
 
+/// Of parameters on engines with larger rounding errors than the CPU's with fused multiplication and addition. In the third
+/// step one pixel's similarity lies at the loss's clamp; on which side it falls, rounding errors decide in any engine in f32,
+/// and all parameters together move by 1e-4 with it.
+const LOOSE_TOLERANCE: f64 = 2e-4;
+
 fn golden(name: &str) -> Golden {
     Golden::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors")))
 }
@@ -92,7 +97,7 @@ fn check(golden: &Golden, device: &Device, recompute: bool) {
         if step == 0 {
             let gradients = gradients(&mut *learner, &state.parameters);
             let (worst, all) = compare(golden, "grad0", &gradients);
-            println!("{}: gradients {all:.2e}, worst {worst:.2e}", device.info().name);
+            println!("{}: gradients {all:.2e}, worst {worst:.2e}", device.info().instruction_set);
             assert!(all < TOLERANCE);
         }
         let update = Update {
@@ -108,7 +113,11 @@ fn check(golden: &Golden, device: &Device, recompute: bool) {
     let after = learner.state().unwrap();
     for (prefix, values) in [("final", &after.parameters), ("ema", &after.ema[0])] {
         let (worst, all) = compare(golden, prefix, values);
-        println!("{}: {prefix} {all:.2e}, worst {worst:.2e}", device.info().name);
+        let (name, set) = (&device.info().name, device.info().instruction_set);
+        println!("{name} {set}: {prefix} {all:.2e}, worst {worst:.2e}");
+        let fused = ["avx512", "avx2+fma", "neon"].contains(&set);
+        let tolerance = if fused { TOLERANCE } else { LOOSE_TOLERANCE };
+        assert!(all < tolerance, "{name} {set}: {prefix} {all:.2e}");
     }
 }
 

@@ -15,6 +15,7 @@ pub mod product;
 pub mod reader;
 pub mod simd;
 pub mod step;
+pub mod sums;
 pub mod upsample;
 pub mod vector;
 pub mod winograd;

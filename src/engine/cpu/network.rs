@@ -53,7 +53,7 @@ impl CpuNetwork {
     ) -> Result<Self> {
         plan.check()?;
         let threads = pool.current_num_threads();
-        let mut builder = StepBuilder { plan: &plan, weights, packed, set, threads };
+        let mut builder = StepBuilder { plan: &plan, weights, packed, set, threads, large_tiles: true };
         let steps = plan.ops.iter().map(|op| builder.step(op)).collect::<Result<Vec<_>>>()?;
         let sizes = steps.iter().map(|step| step.scratch());
         let (shared, private) =
@@ -129,6 +129,8 @@ pub struct StepBuilder<'a> {
     pub packed: &'a mut PackedWeights,
     pub set: InstructionSet,
     pub threads: usize,
+    /// Whether Winograd's larger tiles may be used: faster, with twice the rounding errors.
+    pub large_tiles: bool,
 }
 
 impl StepBuilder<'_> {
@@ -203,7 +205,7 @@ impl StepBuilder<'_> {
             LARGE_TILE_PIXELS
         };
         if pixels >= SMALL_TILE_PIXELS && winograd::fits(conv, self.plan) {
-            let tile = if pixels >= large { 4 } else { 2 };
+            let tile = if pixels >= large && self.large_tiles { 4 } else { 2 };
             let weight = self.param(conv.weight, Layout::Winograd { panel: self.set.panel(), tile })?;
             return Ok(match tile {
                 4 => Box::new(WinogradConv::<4>::new(conv, self.plan, weight, bias, self.threads)),

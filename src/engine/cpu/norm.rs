@@ -8,13 +8,15 @@ use super::buffer::{Buffer, SharedMut};
 use super::reader::{Map, load, store};
 use super::simd::{Kernel, Simd};
 use super::step::{Context, ScratchSize, Step};
+use super::sums::Compensated;
 use crate::plan::{Plan, TensorId};
 
 /// Groups of every norm.
 const GROUPS: usize = 32;
 const EPSILON: f64 = 1e-5;
 
-/// Pixels whose moments are summed in f32; the sums of such blocks are combined in f64, in the same order always.
+/// Pixels whose moments are summed in f32, with compensation; the sums of such blocks are combined in f64, in the same order
+/// always.
 const BLOCK: usize = 256;
 
 /// Vectors of channels that are summed side by side.
@@ -121,7 +123,8 @@ impl BlockMoments {
         // SAFETY: promised by the caller.
         unsafe {
             let zero = S::splat(0.0);
-            let (mut pivots, mut sums, mut squares) = ([zero; N], [zero; N], [zero; N]);
+            let none = Compensated::<S>::zero();
+            let (mut pivots, mut sums, mut squares) = ([zero; N], [none; N], [none; N]);
             let mut from = self.data.add(c);
             let mut v = 0;
             while v < N {
@@ -133,8 +136,8 @@ impl BlockMoments {
                 let mut v = 0;
                 while v < N {
                     let deviation = S::sub(load::<S>(from.add(v * S::LANES), lanes), pivots[v]);
-                    sums[v] = S::add(sums[v], deviation);
-                    squares[v] = S::mul_add(deviation, deviation, squares[v]);
+                    sums[v].add(deviation);
+                    squares[v].add_product(deviation, deviation);
                     v += 1;
                 }
                 from = from.add(self.channels);
@@ -142,10 +145,11 @@ impl BlockMoments {
             let share = S::splat(1.0 / self.pixels as f32);
             let mut v = 0;
             while v < N {
-                let shift = S::mul(sums[v], share);
+                let sum = sums[v].value;
+                let shift = S::mul(sum, share);
                 let out = self.out.get().add(c + v * S::LANES);
                 store::<S>(out, S::add(pivots[v], shift), lanes);
-                let rest = S::sub(squares[v], S::mul(shift, sums[v]));
+                let rest = S::sub(squares[v].value, S::mul(shift, sum));
                 store::<S>(out.add(self.channels), S::max(rest, zero), lanes);
                 v += 1;
             }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 use super::simd::{Kernel, PANEL_VECTORS, Simd, panel};
+use super::sums::Runs;
 
 /// A part of the inner dimension that is contiguous within each row of the left matrix.
 #[derive(Clone, Copy)]
@@ -111,16 +112,23 @@ unsafe fn fixed_tile<S: Simd, const R: usize>(p: &Product<'_>, right: *const f32
     // SAFETY: promised by the caller; `right` holds a full panel for each step of the inner dimension.
     unsafe {
         let mut sums = [[S::splat(0.0); PANEL_VECTORS]; R];
+        let mut runs = Runs::<S, R>::new();
         let mut right = right;
         for segment in p.segments {
             let stride = segment.row_stride;
             let mut left = segment.start.add(row * stride);
-            for _ in 0..segment.len {
-                step::<S, R>(&mut sums, left, stride, right);
-                left = left.add(1);
-                right = right.add(panel::<S>());
+            let mut rest = segment.len;
+            while rest > 0 {
+                let steps = runs.next(rest, &mut sums);
+                for _ in 0..steps {
+                    step::<S, R>(&mut sums, left, stride, right);
+                    left = left.add(1);
+                    right = right.add(panel::<S>());
+                }
+                rest -= steps;
             }
         }
+        runs.finish(&mut sums);
         let out = p.out.add(row * p.out_stride + column);
         if column + panel::<S>() <= p.columns {
             for v in 0..PANEL_VECTORS {

@@ -3,7 +3,17 @@
 use super::CHUNK;
 use crate::engine::cpu::simd::Simd;
 
-use crate::engine::winograd::MOST_POINTS;
+use crate::engine::winograd::{FAR, MOST_POINTS, NEAR};
+
+/// `even + x odd` at a point and at its negative.
+///
+/// # Safety
+/// The instruction set is there.
+#[inline(always)]
+pub unsafe fn at_pair<S: Simd>(point: f32, even: S::V, odd: S::V) -> [S::V; 2] {
+    // SAFETY: promised by the caller.
+    unsafe { [S::mul_add(S::splat(point), odd, even), S::mul_add(S::splat(-point), odd, even)] }
+}
 
 /// `B^T d` for one column of a tile.
 ///
@@ -24,16 +34,19 @@ unsafe fn input_transform<S: Simd, const TILE: usize>(d: [S::V; MOST_POINTS]) ->
                 zero,
             ];
         }
-        let k = S::splat(1.5);
-        let a = S::sub(d[3], d[1]);
-        let b = S::sub(d[4], d[2]);
+        let (near, far) = (NEAR as f32, FAR as f32);
+        let product = S::splat(near * near * far * far);
+        let sum = S::splat(-near * near - far * far);
+        let (near2, far2) = (S::splat(-near * near), S::splat(-far * far));
+        let [n0, n1] = at_pair::<S>(near, S::mul_add(far2, d[2], d[4]), S::mul_add(far2, d[1], d[3]));
+        let [f0, f1] = at_pair::<S>(far, S::mul_add(near2, d[2], d[4]), S::mul_add(near2, d[1], d[3]));
         [
-            S::mul_add(k, a, S::add(S::sub(d[0], d[2]), b)),
-            S::mul_add(k, S::add(d[2], d[3]), S::add(a, b)),
-            S::mul_add(k, S::sub(d[3], d[2]), S::sub(b, a)),
-            S::mul_add(S::splat(2.0), a, b),
-            S::mul_add(S::splat(-0.5), a, b),
-            S::mul_add(k, b, S::sub(S::sub(d[5], d[3]), a)),
+            S::mul_add(product, d[0], S::mul_add(sum, d[2], d[4])),
+            n0,
+            n1,
+            f0,
+            f1,
+            S::mul_add(product, d[1], S::mul_add(sum, d[3], d[5])),
         ]
     }
 }
@@ -98,11 +111,15 @@ unsafe fn output_transform<S: Simd, const TILE: usize>(m: [S::V; MOST_POINTS]) -
         if TILE == 2 {
             return [S::add(m[0], sum), S::add(difference, m[3]), m[0], m[0]];
         }
+        let (near, far) = (NEAR as f32, FAR as f32);
+        let (far_sum, far_difference) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
+        let (near2, far2) = (near * near, far * far);
+        let cubic = S::mul_add(S::splat(near2 * near), difference, m[5]);
         [
-            S::add(S::add(m[0], sum), S::add(m[3], m[4])),
-            S::mul_add(S::splat(0.5), m[3], S::mul_add(S::splat(-2.0), m[4], difference)),
-            S::mul_add(S::splat(0.25), m[3], S::mul_add(S::splat(4.0), m[4], sum)),
-            S::add(S::mul_add(S::splat(0.125), m[3], S::mul_add(S::splat(-8.0), m[4], difference)), m[5]),
+            S::add(S::add(m[0], sum), far_sum),
+            S::mul_add(S::splat(near), difference, S::mul(S::splat(far), far_difference)),
+            S::mul_add(S::splat(near2), sum, S::mul(S::splat(far2), far_sum)),
+            S::mul_add(S::splat(far2 * far), far_difference, cubic),
         ]
     }
 }

@@ -6,11 +6,13 @@ use mdm::engine::cpu::buffer::SharedMut;
 use mdm::engine::cpu::reader::{Map, load, store};
 use mdm::engine::cpu::simd::{Kernel, Simd};
 use mdm::engine::cpu::step::Context;
+use mdm::engine::cpu::sums::Compensated;
 use mdm::plan::{Resample, Source, TensorId};
 
 use crate::differentiate::{Contribution, NormUse};
 
-/// Pixels whose values are summed in f32; the sums of such blocks are added in f64, in the same order always.
+/// Pixels whose values are summed in f32, with compensation; the sums of such blocks are added in f64, in the same order
+/// always.
 const BLOCK: usize = 256;
 
 /// Vectors of channels that are summed side by side.
@@ -74,13 +76,13 @@ impl Kernel for BlockSums {
         unsafe {
             for c in (0..self.channels).step_by(S::LANES) {
                 let lanes = S::LANES.min(self.channels - c);
-                let mut sum = S::splat(0.0);
+                let mut sum = Compensated::<S>::zero();
                 let mut from = self.data.add(c);
                 for _ in 0..self.pixels {
-                    sum = S::add(sum, load::<S>(from, lanes));
+                    sum.add(load::<S>(from, lanes));
                     from = from.wrapping_add(self.channels);
                 }
-                store::<S>(self.out.get().add(c), sum, lanes);
+                store::<S>(self.out.get().add(c), sum.value, lanes);
             }
         }
     }
@@ -234,7 +236,7 @@ impl BlockNormSums {
         // SAFETY: promised by the caller.
         unsafe {
             let zero = S::splat(0.0);
-            let (mut products, mut sums) = ([zero; N], [zero; N]);
+            let (mut products, mut sums) = ([Compensated::<S>::zero(); N], [Compensated::<S>::zero(); N]);
             let (mut scale, mut shift) = ([zero; N], [zero; N]);
             let mut v = 0;
             while v < N {
@@ -252,8 +254,8 @@ impl BlockNormSums {
                     if self.silu {
                         g = S::mul(g, silu_slope::<S>(S::mul_add(value, scale[v], shift[v])));
                     }
-                    products[v] = S::mul_add(g, value, products[v]);
-                    sums[v] = S::add(sums[v], g);
+                    products[v].add_product(g, value);
+                    sums[v].add(g);
                     v += 1;
                 }
                 x += 1;
@@ -264,8 +266,8 @@ impl BlockNormSums {
             let mut v = 0;
             while v < N {
                 let to = self.out.get().add(c + v * S::LANES);
-                store::<S>(to, products[v], lanes);
-                store::<S>(to.add(channels), sums[v], lanes);
+                store::<S>(to, products[v].value, lanes);
+                store::<S>(to.add(channels), sums[v].value, lanes);
                 v += 1;
             }
         }

@@ -17,7 +17,7 @@ use mdm::engine::cpu::network::StepBuilder;
 use mdm::engine::cpu::simd::InstructionSet;
 use mdm::engine::cpu::step::{Context, ScratchSize};
 use mdm::engine::cpu::{CpuEngine, PackedWeights, Pool};
-use mdm::plan::TensorInfo;
+use mdm::plan::{Op, TensorInfo};
 use mdm::{Error, Result};
 
 use self::attention::Attention;
@@ -56,8 +56,7 @@ impl CpuProgram {
             let one = match instruction {
                 Instruction::Network(op) => pool.install(|| {
                     let packed = &mut PackedWeights::default();
-                    let mut builder =
-                        StepBuilder { plan: &program.plan, weights: &values, packed, set, threads };
+                    let mut builder = step_builder(&program, op, &values, packed, set, threads);
                     Ok::<_, Error>(builder.step(op)?.scratch())
                 })?,
                 Instruction::Gradient(gradient) => scratch(gradient, &program, set.panel()),
@@ -132,9 +131,9 @@ impl CpuProgram {
                 match instruction {
                     Instruction::Network(op) => {
                         let packed = &mut PackedWeights::default();
-                        let (plan, set) = (&program.plan, context.set);
-                        let mut builder = StepBuilder { plan, weights: values, packed, set, threads };
-                        builder.step(op)?.run(&context);
+                        step_builder(program, op, values, packed, context.set, threads)
+                            .step(op)?
+                            .run(&context);
                     }
                     Instruction::Gradient(gradient) => {
                         if let Some(value) = run(gradient, &context, values, &gradients, share) {
@@ -152,6 +151,20 @@ impl CpuProgram {
     pub fn tensor(&self, id: usize) -> &[f32] {
         &self.arena.slice()[self.program.plan.tensors[id].range.clone()]
     }
+}
+
+/// What makes the step of `op`. Rounding errors of the forward pass are multiplied by the loss, whose slope is steep where
+/// images are flat; those of gradients are not.
+fn step_builder<'a>(
+    program: &'a Program,
+    op: &Op,
+    weights: &'a Values<'_>,
+    packed: &'a mut PackedWeights,
+    set: InstructionSet,
+    threads: usize,
+) -> StepBuilder<'a> {
+    let large_tiles = matches!(op, Op::Conv(conv) if conv.weight >= program.parameters);
+    StepBuilder { plan: &program.plan, weights, packed, set, threads, large_tiles }
 }
 
 fn scratch(gradient: &Gradient, program: &Program, panel: usize) -> ScratchSize {

@@ -4,6 +4,7 @@
 
 use mdm::engine::cpu::reader::{load, store};
 use mdm::engine::cpu::simd::{Kernel, PANEL_VECTORS, Simd, panel};
+use mdm::engine::cpu::sums::{Runs, Sums};
 
 /// Rows that follow each other at equal distances in both matrices.
 #[derive(Clone, Copy)]
@@ -95,31 +96,10 @@ impl<const R: usize> Kernel for Tile<'_, R> {
         unsafe {
             let mut sums = [[S::splat(0.0); PANEL_VECTORS]; R];
             if width >= panel::<S>() {
-                for rows in p.rows {
-                    let mut left = rows.left.add(self.row);
-                    let mut right = rows.right.add(self.column);
-                    for _ in 0..rows.count {
-                        step::<S, R>(&mut sums, left, [S::load(right), S::load(right.add(S::LANES))]);
-                        left = left.add(rows.left_stride);
-                        right = right.add(rows.right_stride);
-                    }
-                }
+                self.sum::<S, true>(&mut sums, [S::LANES; PANEL_VECTORS]);
             } else {
-                let lanes = (width.min(S::LANES), width.saturating_sub(S::LANES));
-                for rows in p.rows {
-                    let mut left = rows.left.add(self.row);
-                    let mut right = rows.right.add(self.column);
-                    for _ in 0..rows.count {
-                        let second = right.wrapping_add(S::LANES);
-                        step::<S, R>(
-                            &mut sums,
-                            left,
-                            [load::<S>(right, lanes.0), load::<S>(second, lanes.1)],
-                        );
-                        left = left.wrapping_add(rows.left_stride);
-                        right = right.wrapping_add(rows.right_stride);
-                    }
-                }
+                let lanes = [width.min(S::LANES), width.saturating_sub(S::LANES)];
+                self.sum::<S, false>(&mut sums, lanes);
             }
             for (r, sum) in sums.iter().enumerate() {
                 let out = p.out.add((self.row + r) * p.out_stride + self.column);
@@ -132,6 +112,41 @@ impl<const R: usize> Kernel for Tile<'_, R> {
                     }
                 }
             }
+        }
+    }
+}
+
+impl<const R: usize> Tile<'_, R> {
+    /// Sums over all rows; all columns of the panel are there if it is `FULL`, otherwise `lanes` of each vector.
+    ///
+    /// # Safety
+    /// As for [`Outer`].
+    #[inline(always)]
+    unsafe fn sum<S: Simd, const FULL: bool>(&self, sums: &mut Sums<S, R>, lanes: [usize; PANEL_VECTORS]) {
+        let mut runs = Runs::<S, R>::new();
+        // SAFETY: the tile lies inside the result.
+        unsafe {
+            for rows in self.p.rows {
+                let mut left = rows.left.add(self.row);
+                let mut right = rows.right.add(self.column);
+                let mut rest = rows.count;
+                while rest > 0 {
+                    let steps = runs.next(rest, sums);
+                    for _ in 0..steps {
+                        let second = right.wrapping_add(S::LANES);
+                        let values = if FULL {
+                            [S::load(right), S::load(second)]
+                        } else {
+                            [load::<S>(right, lanes[0]), load::<S>(second, lanes[1])]
+                        };
+                        step::<S, R>(sums, left, values);
+                        left = left.wrapping_add(rows.left_stride);
+                        right = right.wrapping_add(rows.right_stride);
+                    }
+                    rest -= steps;
+                }
+            }
+            runs.finish(sums);
         }
     }
 }

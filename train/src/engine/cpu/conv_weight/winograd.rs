@@ -10,7 +10,8 @@ use mdm::engine::cpu::buffer::SharedMut;
 use mdm::engine::cpu::reader::Reader;
 use mdm::engine::cpu::simd::{Kernel, Simd};
 use mdm::engine::cpu::step::{Context, ScratchSize};
-use mdm::engine::cpu::winograd::transform::input_tile;
+use mdm::engine::cpu::winograd::transform::{at_pair, input_tile};
+use mdm::engine::winograd::{DIVISORS, FAR, NEAR};
 use mdm::plan::{Plan, Resample, Source};
 
 use super::ConvWeight;
@@ -279,13 +280,11 @@ impl Kernel for Transform<'_> {
 unsafe fn gradient_transform<S: Simd>(g: [S::V; TILE]) -> [S::V; SIDE] {
     // SAFETY: promised by the caller.
     unsafe {
-        let even = S::add(g[0], g[2]);
-        let odd = S::add(g[1], g[3]);
-        let half = S::mul_add(S::splat(0.25), g[2], g[0]);
-        let half = S::mul_add(S::splat(0.5), S::mul_add(S::splat(0.25), g[3], g[1]), half);
-        let two = S::mul_add(S::splat(4.0), g[2], g[0]);
-        let two = S::mul_add(S::splat(-2.0), S::mul_add(S::splat(4.0), g[3], g[1]), two);
-        [g[0], S::add(even, odd), S::sub(even, odd), half, two, g[3]]
+        let (near, far) = (NEAR as f32, FAR as f32);
+        let (near2, far2) = (S::splat(near * near), S::splat(far * far));
+        let [n0, n1] = at_pair::<S>(near, S::mul_add(near2, g[2], g[0]), S::mul_add(near2, g[3], g[1]));
+        let [f0, f1] = at_pair::<S>(far, S::mul_add(far2, g[2], g[0]), S::mul_add(far2, g[3], g[1]));
+        [g[0], n0, n1, f0, f1, g[3]]
     }
 }
 
@@ -373,14 +372,16 @@ impl Kernel for Points<'_> {
 unsafe fn filter_transform<S: Simd>(v: [S::V; SIDE]) -> [S::V; 3] {
     // SAFETY: promised by the caller.
     unsafe {
-        let third = S::splat(1.0 / 3.0);
-        let sum = S::mul(S::add(v[1], v[2]), third);
-        let difference = S::mul(S::sub(v[1], v[2]), third);
-        let k = |factor: f32| S::splat(factor / 15.0);
+        let [zero, near, far] = DIVISORS;
+        let (near, far) = (S::splat((1.0 / near) as f32), S::splat((1.0 / far) as f32));
+        let (near_sum, near_difference) =
+            (S::mul(near, S::add(v[1], v[2])), S::mul(near, S::sub(v[1], v[2])));
+        let (far_sum, far_difference) = (S::mul(far, S::add(v[3], v[4])), S::mul(far, S::sub(v[3], v[4])));
+        let (near, far) = (NEAR as f32, FAR as f32);
         [
-            S::add(S::add(v[0], difference), S::mul_add(k(-16.0), v[3], S::mul(k(1.0), v[4]))),
-            S::add(sum, S::mul_add(k(-8.0), v[3], S::mul(k(-2.0), v[4]))),
-            S::add(S::add(difference, v[5]), S::mul_add(k(-4.0), v[3], S::mul(k(4.0), v[4]))),
+            S::mul_add(S::splat((1.0 / zero) as f32), v[0], S::add(near_sum, far_sum)),
+            S::mul_add(S::splat(near), near_difference, S::mul(S::splat(far), far_difference)),
+            S::mul_add(S::splat(near * near), near_sum, S::mul_add(S::splat(far * far), far_sum, v[5])),
         ]
     }
 }
