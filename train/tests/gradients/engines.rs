@@ -1,0 +1,80 @@
+//! What runs programs. An engine that is added to [`all`] goes through every test of this suite.
+
+use mdm::engine::cpu::CpuEngine;
+use mdm::engine::cpu::buffer::Buffer;
+use mdm::plan::TensorId;
+use mdm::{Control, Device};
+use mdm_train::differentiate::Program;
+use mdm_train::engine::cpu::CpuProgram;
+use mdm_train::engine::parameters::{Places, Values};
+
+/// What a program is run on.
+#[derive(Clone)]
+pub(crate) struct Given {
+    /// Values of tensors: the image, the target, the timesteps.
+    pub(crate) tensors: Vec<(TensorId, Vec<f32>)>,
+    /// Values of the network's parameters, in the order of [`Program::params`].
+    pub(crate) params: Vec<Vec<f32>>,
+}
+
+/// What a program left.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) loss: f64,
+    pub(crate) answer: Vec<f32>,
+    /// Of each parameter.
+    pub(crate) gradients: Vec<Vec<f32>>,
+}
+
+/// Something that runs programs.
+pub(crate) trait Engine {
+    /// For messages.
+    fn name(&self) -> String;
+
+    /// What `program` makes of `given`, in the mean of two runs that add to the same gradients: what the first one leaves in
+    /// memory must not show.
+    fn run(&self, program: Program, given: &Given) -> Outcome;
+
+    /// Another one whose results have the same bits: with another number of threads.
+    fn twin(&self) -> Option<Box<dyn Engine>> {
+        None
+    }
+}
+
+/// Every engine of this machine.
+pub(crate) fn all() -> Vec<Box<dyn Engine>> {
+    let cpus = |threads| Device::cpu_instruction_sets(Some(threads)).unwrap().into_iter();
+    cpus(1).zip(cpus(3)).map(|(one, three)| Box::new(Cpu(one, Some(three))) as Box<dyn Engine>).collect()
+}
+
+struct Cpu(Device, Option<Device>);
+
+impl Engine for Cpu {
+    fn name(&self) -> String {
+        self.0.info().instruction_set.to_owned()
+    }
+
+    fn run(&self, program: Program, given: &Given) -> Outcome {
+        let engine = self.0.engine().as_any().downcast_ref::<CpuEngine>().unwrap();
+        let (places, answer) = (Places::new(program.params()), program.answer);
+        let mut gradients = Buffer::zeroed(places.len()).unwrap();
+        let values = Values { places: &places, flat: &given.params.concat() };
+        let tensors: Vec<(TensorId, &[f32])> =
+            given.tensors.iter().map(|(id, values)| (*id, values.as_slice())).collect();
+        let mut program = CpuProgram::new(engine, program).unwrap();
+        let mut loss = 0.0;
+        for _ in 0..2 {
+            loss = program.run(&tensors, &values, &mut gradients, 0.5, &Control::none()).unwrap();
+        }
+        let gradient = |id| gradients.slice()[places.range(id)].to_vec();
+        Outcome {
+            loss,
+            answer: program.tensor(answer).to_vec(),
+            gradients: (0..places.params().len()).map(gradient).collect(),
+        }
+    }
+
+    fn twin(&self) -> Option<Box<dyn Engine>> {
+        self.1.clone().map(|device| Box::new(Cpu(device, None)) as Box<dyn Engine>)
+    }
+}
