@@ -52,8 +52,8 @@ impl Program {
     /// With `recompute`, only what blocks hand each other is kept for the backward pass; the rest is computed again.
     ///
     /// # Errors
-    /// As [`Plan::new`]; [`Error::Invalid`] for networks that do not answer with as many channels as they are given, or that
-    /// need classes.
+    /// As [`Plan::new`] and [`Loss::check`]; [`Error::Invalid`] for networks that do not answer with as many channels as they
+    /// are given, or that need classes.
     pub fn new(config: &UnetConfig, batch: usize, size: usize, loss: Loss, recompute: bool) -> Result<Self> {
         if config.out_channels != config.in_channels || config.num_classes.is_some() {
             return Err(Error::invalid(
@@ -78,6 +78,9 @@ impl Program {
 
     /// The step of any operations: `answer` is compared with a target shaped alike, and gradients flow back to all
     /// parameters.
+    ///
+    /// # Errors
+    /// As [`Loss::check`]; [`Error::Invalid`] for operations that have no gradient; [`Error::OutOfMemory`] where sizes overflow.
     pub fn of(
         mut plan: Plan,
         image: TensorId,
@@ -85,6 +88,7 @@ impl Program {
         loss: Loss,
         recompute: bool,
     ) -> Result<Self> {
+        loss.check()?;
         let target = plan.tensors.len();
         let shape = plan.tensors[answer].clone();
         plan.tensors.push(shape);

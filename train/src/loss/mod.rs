@@ -2,7 +2,11 @@
 
 pub(crate) mod evaluate;
 
+use mdm::{Error, Result};
 use serde::{Deserialize, Serialize};
+
+/// The widest window, in pixels.
+const MOST_WINDOW: usize = 255;
 
 /// How far a restored image is from the original.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,5 +42,27 @@ pub enum SsimForm {
 impl Default for Loss {
     fn default() -> Self {
         Self::Ssim { window: 5, sigma: 1.5, dynamic_range: 1.0, form: SsimForm::ClampedHalf }
+    }
+}
+
+impl Loss {
+    /// Whether it can be computed.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for windows without a centre, and for a deviation or range that is not a positive number.
+    pub fn check(&self) -> Result<()> {
+        let Self::Ssim { window, sigma, dynamic_range, .. } = *self else { return Ok(()) };
+        if window.is_multiple_of(2) || window > MOST_WINDOW {
+            let reason = format!("is {window} pixels wide; use an odd number up to {MOST_WINDOW}");
+            return Err(Error::invalid("the loss's window", reason));
+        }
+        for (what, value) in
+            [("the loss's standard deviation", sigma), ("the loss's dynamic range", dynamic_range)]
+        {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(Error::invalid(what, format!("is {value}; use a positive number")));
+            }
+        }
+        Ok(())
     }
 }
