@@ -9,6 +9,7 @@ pub mod loss;
 pub mod metrics;
 pub mod optimise;
 pub mod pretrain;
+pub mod ranks;
 
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]

@@ -13,6 +13,9 @@ use mdm_train::pretrain::{
     Checkpoint, Crops, FileImages, Images, Optimiser, PretrainError, Recipe, Schedule, Start, StepReport,
     Trainer,
 };
+#[cfg(feature = "mpi")]
+use mdm_train::ranks::MpiRanks;
+use mdm_train::ranks::{Alone, Ranks};
 use serde::Serialize;
 
 use crate::arguments::{NoiseArgument, microns, positive};
@@ -21,7 +24,7 @@ use crate::error::{CliError, Result, failed, usage, warn};
 use crate::files::write_file;
 use crate::output::{print, print_json};
 use crate::progress::TrainingProgress;
-use crate::training::{Events, Line, Log, Notes, RunFolder, Sheet};
+use crate::training::{CHECKPOINT, Events, Line, Log, Notes, RunFolder, Sheet};
 
 const EXAMPLES: &str = "\
 The network learns to restore images from which patches were hidden (or to which noise was added). Nothing but images is needed; a few hundred are enough to begin with, of the kind that is to be segmented, at one scale. `mdm export` makes a backbone of the run, and `mdm fit` fits heads on it.
@@ -99,6 +102,10 @@ pub(crate) struct Arguments {
     /// Memory for decoded images that are kept between steps
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "1GB", help_heading = "Computing")]
     image_memory: u64,
+
+    /// Share the work with the processes that an MPI launcher (mpiexec, srun) started; all of them see the same files
+    #[arg(long, help_heading = "Computing")]
+    mpi: bool,
 
     #[command(flatten)]
     device: DeviceArguments,
@@ -435,6 +442,29 @@ struct Report<'a> {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.mpi { with_others(arguments) } else { pretrain(arguments, &Alone) }
+}
+
+#[cfg(feature = "mpi")]
+fn with_others(arguments: &Arguments) -> Result<()> {
+    let ranks = MpiRanks::new()?;
+    let outcome = pretrain(arguments, &ranks);
+    if let Err(error) = &outcome
+        && !matches!(error, CliError::Reported)
+    {
+        // The others may be waiting for this one.
+        eprintln!("error: process {} of {}: {error}", ranks.rank(), ranks.count());
+        ranks.abort(error.exit_code().into());
+    }
+    outcome
+}
+
+#[cfg(not(feature = "mpi"))]
+fn with_others(_: &Arguments) -> Result<()> {
+    Err(usage("--mpi: this mdm was built without MPI; build it with --features mpi"))
+}
+
+fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
     arguments.check()?;
     let path = arguments.resume.as_ref().or(arguments.output.as_ref());
     let path = path.ok_or_else(|| usage("name the run's folder with -o, or with --resume"))?;
@@ -452,8 +482,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         // Before a folder is made for nothing.
         notes.files()?;
     }
-    let folder = RunFolder::open(path)?;
-    let checkpoint_path = folder.checkpoint();
+    let folder = if ranks.rank() == 0 { Some(RunFolder::open(path)?) } else { None };
+    let checkpoint_path = path.join(CHECKPOINT);
     let checkpoint = if arguments.resume.is_some() {
         if !checkpoint_path.exists() {
             return Err(usage(format!("{}: there is no checkpoint of a run to resume", path.display())));
@@ -496,10 +526,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         (None, None) => Start::New(arguments.change(arguments.recipe(None))),
     };
     let count = images.count();
-    let mut trainer = Trainer::new(&device, start, images)?;
+    let mut trainer = Trainer::among(ranks, &device, start, images)?;
     drop(checkpoint);
     trainer.set_notes(serde_json::to_value(&notes).unwrap_or_default());
-    let outcome = Run::new(arguments, &folder, &mut trainer)?.all_steps()?;
+    let outcome = Run::new(arguments, ranks, folder.as_ref(), &mut trainer)?.all_steps()?;
     let report = Report {
         run: path,
         step: trainer.steps_done(),
@@ -513,7 +543,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         interrupted: outcome.interrupted,
         used: UsedDevice::of(&device),
     };
-    if arguments.json { print_json(&report) } else { print(&in_words(&report)) }?;
+    if ranks.rank() == 0 {
+        if arguments.json { print_json(&report) } else { print(&in_words(&report)) }?;
+    }
     if outcome.interrupted { Err(CliError::Reported) } else { Ok(()) }
 }
 
@@ -539,14 +571,21 @@ fn in_words(report: &Report<'_>) -> String {
     )
 }
 
-/// A run that is under way, with everything that is written of it.
-struct Run<'a> {
-    arguments: &'a Arguments,
+/// What is written of a run.
+struct Records<'a> {
     folder: &'a RunFolder,
-    trainer: &'a mut Trainer,
     log: Log,
     events: Events,
     progress: TrainingProgress,
+}
+
+/// A run that is under way.
+struct Run<'a> {
+    arguments: &'a Arguments,
+    ranks: &'a dyn Ranks,
+    trainer: &'a mut Trainer,
+    /// The first process keeps them for all.
+    records: Option<Records<'a>>,
     /// Step of the checkpoint in the folder.
     saved: Option<u64>,
     saved_at: Instant,
@@ -565,12 +604,23 @@ struct Outcome {
 }
 
 impl<'a> Run<'a> {
-    fn new(arguments: &'a Arguments, folder: &'a RunFolder, trainer: &'a mut Trainer) -> Result<Self> {
+    fn new(
+        arguments: &'a Arguments,
+        ranks: &'a dyn Ranks,
+        folder: Option<&'a RunFolder>,
+        trainer: &'a mut Trainer,
+    ) -> Result<Self> {
         let done = trainer.steps_done();
+        let records = |folder: &'a RunFolder| -> Result<Records<'a>> {
+            Ok(Records {
+                log: Log::open(folder.path(), done)?,
+                events: Events::create(folder.path(), done)?,
+                progress: TrainingProgress::new(done, trainer.recipe().steps),
+                folder,
+            })
+        };
         Ok(Self {
-            log: Log::open(folder.path(), done)?,
-            events: Events::create(folder.path(), done)?,
-            progress: TrainingProgress::new(done, trainer.recipe().steps),
+            records: folder.map(records).transpose()?,
             saved: arguments.resume.is_some().then_some(done),
             saved_at: Instant::now(),
             speed: 0.0,
@@ -579,7 +629,7 @@ impl<'a> Run<'a> {
             steps: 0,
             left_out: 0,
             arguments,
-            folder,
+            ranks,
             trainer,
         })
     }
@@ -590,7 +640,9 @@ impl<'a> Run<'a> {
         let token = interruption();
         let ended = self.steps(&Control::none().with_cancel(&token));
         self.tell_left_out();
-        self.progress.finish();
+        if let Some(records) = &self.records {
+            records.progress.finish();
+        }
         let interrupted = match ended {
             Ok(()) => false,
             Err(CliError::Library(Error::Cancelled)) => true,
@@ -614,7 +666,7 @@ impl<'a> Run<'a> {
         let steps = self.trainer.recipe().steps;
         let samples_every = self.arguments.watching.samples_every.unwrap_or((steps / 20).max(1));
         while !self.trainer.finished() {
-            let report = self.trainer.step(control)?;
+            let report = self.trainer.step_among(self.ranks, control)?;
             self.tell_left_out();
             self.record(&report)?;
             if samples_every > 0 && (report.step % samples_every == 0 || report.step == steps) {
@@ -640,7 +692,8 @@ impl<'a> Run<'a> {
         let images_per_second = batch / seconds;
         let weight = 1.0 / (self.steps as f64).min(20.0);
         self.speed += weight * (images_per_second - self.speed);
-        self.log.write(&Line {
+        let Some(records) = &mut self.records else { return Ok(()) };
+        records.log.write(&Line {
             step: report.step,
             loss: report.loss,
             gradient_norm: report.gradient_norm,
@@ -650,7 +703,7 @@ impl<'a> Run<'a> {
             waited: report.waited.as_secs_f64(),
             applied: report.applied,
         })?;
-        self.events.scalars(
+        records.events.scalars(
             report.step,
             &[
                 ("loss", report.loss),
@@ -662,23 +715,25 @@ impl<'a> Run<'a> {
         )?;
         let loss = self.trainer.mean_loss().unwrap_or(report.loss);
         let message = format!("loss {loss:.4}, {:.1} images/s", self.speed);
-        self.progress.report(report.step, self.trainer.recipe().steps, message);
+        records.progress.report(report.step, self.trainer.recipe().steps, message);
         Ok(())
     }
 
     fn draw(&mut self, step: u64, control: &Control<'_>) -> Result<()> {
+        let Some(records) = &mut self.records else { return Ok(()) };
         let examples = self.trainer.examples(self.arguments.watching.samples, control)?;
         let recipe = self.trainer.recipe();
         let sheet = Sheet::new(&examples, recipe.size(), recipe.unet.in_channels)?;
-        let folder = self.folder.path().join("samples");
+        let folder = records.folder.path().join("samples");
         std::fs::create_dir_all(&folder)
             .map_err(|error| failed(&folder, format!("cannot be created: {error}")))?;
         write_file(&folder.join(format!("step-{step:08}.png")), &sheet.png)?;
-        self.events.image(step, "samples", (sheet.width, sheet.height), &sheet.png)
+        records.events.image(step, "samples", (sheet.width, sheet.height), &sheet.png)
     }
 
     fn save(&mut self) -> Result<()> {
-        self.trainer.save(&self.folder.checkpoint())?;
+        let Some(records) = &self.records else { return Ok(()) };
+        self.trainer.save(&records.folder.checkpoint())?;
         self.saved = Some(self.trainer.steps_done());
         self.saved_at = Instant::now();
         Ok(())
@@ -688,18 +743,23 @@ impl<'a> Run<'a> {
         for (name, reason) in self.trainer.left_out() {
             self.left_out += 1;
             let reason = if reason.contains(&name) { reason } else { format!("{name}: {reason}") };
-            self.progress.suspend(|| warn(format!("left out: {reason}")));
+            let say = || warn(format!("left out: {reason}"));
+            match &self.records {
+                Some(records) => records.progress.suspend(say),
+                None => say(),
+            }
         }
     }
 
     /// Says what is left of the run that `error` ended.
     fn failed(&self, error: CliError) -> CliError {
+        let Some(records) = &self.records else { return error };
         let hint = match (&error, self.saved) {
             (CliError::Library(Error::Invalid { .. } | Error::Device(_)), _) => return error,
             (_, None) => "no checkpoint was written yet".to_owned(),
             (_, Some(step)) => format!(
                 "the checkpoint of step {step} is intact: go on with `mdm pretrain --resume {}`",
-                self.folder.path().display()
+                records.folder.path().display()
             ),
         };
         match error {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use mdm::{Control, Error, Result};
 
 use super::sample::{LeftOut, Sample, Sampler};
+use crate::ranks::Share;
 
 /// How long a thread sleeps before it looks again whether a call was cancelled.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -19,12 +20,14 @@ pub(crate) struct Loader {
 
 struct Shared {
     sampler: Arc<Sampler>,
+    share: Share,
     state: Mutex<State>,
     /// Told when a sample is ready, and when there is room for more.
     changed: Condvar,
     ahead: u64,
 }
 
+/// Numbers are counted among the samples of this rank.
 #[derive(Default)]
 struct State {
     /// The number that is delivered next.
@@ -58,7 +61,7 @@ impl Shared {
             state.next += 1;
             drop(state);
             let mut left_out = Vec::new();
-            let sample = self.sampler.sample(number, &mut |image| left_out.push(image));
+            let sample = self.sampler.sample(self.share.number(number), &mut |image| left_out.push(image));
             let mut state = self.lock();
             for image in left_out {
                 if state.reported.insert(image.index) {
@@ -75,10 +78,17 @@ impl Shared {
 }
 
 impl Loader {
-    /// Prepares up to `ahead` samples in `threads` threads, from number `first` on.
-    pub(crate) fn new(sampler: Arc<Sampler>, threads: usize, ahead: usize, first: u64) -> Result<Self> {
+    /// Prepares up to `ahead` samples of `share` in `threads` threads, from number `first` of them on.
+    pub(crate) fn new(
+        sampler: Arc<Sampler>,
+        share: Share,
+        threads: usize,
+        ahead: usize,
+        first: u64,
+    ) -> Result<Self> {
         let state = Mutex::new(State { wanted: first, next: first, ..State::default() });
-        let shared = Arc::new(Shared { sampler, state, changed: Condvar::new(), ahead: ahead.max(1) as u64 });
+        let shared =
+            Arc::new(Shared { sampler, share, state, changed: Condvar::new(), ahead: ahead.max(1) as u64 });
         let mut loader = Self { shared, threads: Vec::new() };
         for _ in 0..threads.max(1) {
             let shared = loader.shared.clone();

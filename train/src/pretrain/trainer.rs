@@ -16,6 +16,7 @@ use super::recipe::Recipe;
 use super::sample::Sampler;
 use crate::engine::learner;
 use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch};
+use crate::ranks::{Alone, Ranks, Share};
 
 /// Steps in a row whose gradient may be too large for the number format. Each one halves the scale of the loss.
 const MOST_SKIPPED: u32 = 30;
@@ -73,6 +74,7 @@ pub struct Trainer {
     learner: Box<dyn Learner>,
     sampler: Arc<Sampler>,
     loader: Loader,
+    share: Share,
     images: Arc<dyn Images>,
     position: Position,
     skipped: u32,
@@ -91,6 +93,19 @@ impl Trainer {
     /// [`Error::Invalid`] for recipes that make no sense and backbones of another configuration; [`Error::Tensor`] for damaged
     /// parameters; [`Error::OutOfMemory`], [`Error::Device`].
     pub fn new(device: &Device, start: Start<'_>, images: Arc<dyn Images>) -> Result<Self> {
+        Self::among(&Alone, device, start, images)
+    }
+
+    /// As [`new`](Self::new), for a run that `ranks` share: each of them is given the same start and the same images.
+    ///
+    /// # Errors
+    /// As there; [`Error::Invalid`] where the batch cannot be divided among the ranks.
+    pub fn among(
+        ranks: &dyn Ranks,
+        device: &Device,
+        start: Start<'_>,
+        images: Arc<dyn Images>,
+    ) -> Result<Self> {
         let (position, state) = match start {
             Start::New(recipe) => {
                 recipe.validate()?;
@@ -113,6 +128,7 @@ impl Trainer {
             }
         };
         let recipe = &position.recipe;
+        let share = Share::of(ranks, recipe.batch, recipe.microbatch)?;
         let options = LearnerOptions {
             unet: recipe.unet.clone(),
             microbatch: recipe.microbatch,
@@ -125,13 +141,14 @@ impl Trainer {
         drop(state);
         let sampler = Arc::new(Sampler::new(recipe.clone(), images.clone())?);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let first = position.step * recipe.batch as u64;
+        let first = share.begin(position.step);
         let ahead = (2 * recipe.microbatch).max(8);
-        let loader = Loader::new(sampler.clone(), (cores / 2).clamp(1, 8), ahead, first)?;
+        let loader = Loader::new(sampler.clone(), share, (cores / 2).clamp(1, 8), ahead, first)?;
         let len = recipe.microbatch * sampler.len();
         Ok(Self {
             learner,
             loader,
+            share,
             images,
             skipped: 0,
             input: vec![0.0; len],
@@ -178,13 +195,26 @@ impl Trainer {
     /// [`Error::Cancelled`], [`Error::DeviceLost`], [`Error::OutOfMemory`]; [`Error::Image`] where no image can be used;
     /// [`PretrainError::Diverged`]. The step is not done then and can be repeated, except where it diverged.
     pub fn step(&mut self, control: &Control<'_>) -> Result<StepReport> {
+        self.step_among(&Alone, control)
+    }
+
+    /// As [`step`](Self::step), together with the ranks that the trainer was made [among](Self::among). All of them do the step
+    /// or none does: cancelling one, between two steps, cancels all, and what fails in one is an error in all.
+    ///
+    /// # Errors
+    /// As there; [`Error::Invalid`] for other ranks; [`Error::DeviceLost`] where another rank failed.
+    pub fn step_among(&mut self, ranks: &dyn Ranks, control: &Control<'_>) -> Result<StepReport> {
         let start = Instant::now();
+        let Recipe { batch, microbatch, .. } = self.position.recipe;
+        if Share::of(ranks, batch, microbatch)? != self.share {
+            return Err(Error::invalid("ranks", "are not those that the trainer was made for").into());
+        }
         let mut waited = Duration::ZERO;
-        let loss = match self.accumulate(control, &mut waited) {
+        let loss = match self.gather(ranks, control, &mut waited) {
             Ok(loss) => loss,
             Err(error) => {
                 self.learner.drop_gradients();
-                self.loader.seek(self.position.step * self.position.recipe.batch as u64);
+                self.loader.seek(self.share.begin(self.position.step));
                 return Err(error.into());
             }
         };
@@ -216,12 +246,40 @@ impl Trainer {
         })
     }
 
+    /// Gathers the gradients of a step from all ranks; returns the mean loss.
+    fn gather(
+        &mut self,
+        ranks: &dyn Ranks,
+        control: &Control<'_>,
+        waited: &mut Duration,
+    ) -> mdm::Result<f64> {
+        if ranks.count() == 1 {
+            return self.accumulate(control, waited);
+        }
+        let mut cancelled = [f64::from(u8::from(control.check().is_err()))];
+        ranks.sum_exactly(&mut cancelled)?;
+        if cancelled != [0.0] {
+            return Err(Error::Cancelled);
+        }
+        let own = self.accumulate(&Control::none(), waited);
+        let mut totals = [*own.as_ref().unwrap_or(&0.0), f64::from(u8::from(own.is_err()))];
+        ranks.sum_exactly(&mut totals)?;
+        own?;
+        let [loss, failed] = totals;
+        if failed != 0.0 {
+            return Err(Error::DeviceLost("another of the processes that train together failed".into()));
+        }
+        self.learner.gradients(&mut |gradients| ranks.sum(gradients))?;
+        Ok(loss)
+    }
+
+    /// Gathers the gradients of this rank's samples of a step; returns its share of the mean loss.
     fn accumulate(&mut self, control: &Control<'_>, waited: &mut Duration) -> mdm::Result<f64> {
         let Recipe { batch, microbatch, .. } = self.position.recipe;
         let microbatches = batch / microbatch;
         let len = self.sampler.len();
         let mut loss = 0.0;
-        for _ in 0..microbatches {
+        for _ in 0..self.share.own as usize / microbatch {
             for i in 0..microbatch {
                 let (sample, time) = self.loader.next(control)?;
                 *waited += time;
