@@ -80,21 +80,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     c.wait()?;
 
     println!("{SIDE} x {SIDE} pixels, {runs} runs each in turns, on {}", device.info().name);
-    println!("{:24}{:>11}{:>11}{:>10}", "", "Rust", "C", "C / Rust");
+    println!("{:28}{:>11}{:>11}{:>10}", "", "Rust", "C", "C / Rust");
     for (what, values) in [("time", &mut times), ("time of processors", &mut busy)] {
         let [rust, c] = values;
         let mut ratios: Vec<f64> = rust.iter().zip(&*c).map(|(rust, c)| c / rust).collect();
         let medians = [median(rust), median(c)];
         for (kind, [rust, c]) in [("median", medians), ("least", [rust[0], c[0]])] {
             println!(
-                "{:24}{:>8.2} ms{:>8.2} ms{:>10.4}",
+                "{:28}{:>8.2} ms{:>8.2} ms{:>10.4}",
                 format!("{what}, {kind}"),
                 rust * 1e3,
                 c * 1e3,
                 c / rust
             );
         }
-        println!("{:24}{:>32.4}", format!("{what}, pairs"), median(&mut ratios));
+        println!("{:28}{:>32.4}", format!("{what}, pairs"), median(&mut ratios));
     }
     Ok(())
 }
