@@ -8,6 +8,7 @@ fn main() {
     if os == "macos" {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-install_name,@rpath/libmdm.0.dylib");
     } else if !windows && os != "ios" {
-        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libmdm.so.0");
+        // Not `rustc-cdylib-link-arg`, which would also name the shared libraries that contain this one.
+        println!("cargo:rustc-link-arg=-Wl,-soname,libmdm.so.0");
     }
 }

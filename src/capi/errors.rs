@@ -69,6 +69,10 @@ impl Failure {
         Self { status, message: c_line(message) }
     }
 
+    pub fn message(&self) -> String {
+        self.message.to_string_lossy().into_owned()
+    }
+
     pub fn argument(message: impl Into<String>) -> Self {
         Self::new(MDM_ERROR_INVALID_ARGUMENT, message)
     }

@@ -1,6 +1,7 @@
 //! Training for libmdm: backbones learnt from images without labels, heads fitted on a few labelled images, and measures of what
 //! they achieve.
 
+pub mod capi;
 pub mod differentiate;
 pub mod engine;
 pub mod fit;

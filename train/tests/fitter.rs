@@ -7,10 +7,11 @@ mod support;
 
 use std::sync::Mutex;
 
+use mdm::engine::{DeviceKind, Precision};
 use mdm::image::{ImageView, PixelFormat};
 use mdm::model::{Class, Model};
 use mdm::segment::{FeatureOptions, SegmentOptions, Segmenter};
-use mdm::{CancelToken, Control, Device, Error, Progress};
+use mdm::{CancelToken, Control, Device, DeviceOptions, Error, Progress};
 use mdm_train::fit::{FitOptions, HeadFitter, LabelReport, LabelledImage, RefineOptions, fit};
 use mdm_train::metrics::{Scores, UNLABELLED};
 use pictures::{Picture, backbone};
@@ -251,4 +252,29 @@ fn what_fails_changes_nothing() {
     say(&mut fitter, &picture, &[0; 4096]);
     assert!(fitter.fit(&Control::none()).unwrap_err().to_string().contains("two classes"));
     assert!(fitter.heads() == heads);
+}
+
+#[test]
+fn features_of_a_gpu_fit_heads_too() {
+    let picture = Picture::new("a", 48, 48);
+    let model = backbone(None);
+    let options = DeviceOptions { precision: Precision::F32, ..DeviceOptions::default() };
+    let Ok(devices) = Device::list() else { return };
+    let gpus = devices.iter().enumerate().filter(|(_, device)| device.kind != DeviceKind::Cpu);
+    let mut tried = 0;
+    for (number, info) in gpus {
+        let device = Device::select(&number.to_string(), &options).unwrap();
+        let classes = Class::numbered(2);
+        let mut fitter =
+            HeadFitter::new(&model, &device, classes, FeatureOptions::default(), quick()).unwrap();
+        fitter.set(&picture.labelled(), &Control::none()).unwrap();
+        let fitted = fitter.fit(&Control::none()).unwrap();
+        assert!(fitted.training.accuracy > 0.95, "{}: {:?}", info.name, fitted.training);
+        let found = dice(&fitter.model().unwrap(), &picture);
+        assert!(found > 0.9, "{}: Dice {found}", info.name);
+        tried += 1;
+    }
+    if tried == 0 {
+        eprintln!("skipped: there is no GPU, nor one that is software");
+    }
 }
