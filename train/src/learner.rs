@@ -68,14 +68,27 @@ pub struct LearnerState {
     pub step: u64,
     /// The parameters.
     pub parameters: MapWeights,
-    /// Mean of gradients.
+    /// Mean of gradients; empty where there were none yet.
     pub first_moment: MapWeights,
-    /// Mean of squared gradients.
+    /// Mean of squared gradients; empty where there were none yet.
     pub second_moment: MapWeights,
     /// Exponential moving averages, in the order of [`LearnerOptions::ema_rates`].
     pub ema: Vec<MapWeights>,
     /// The scale of the loss where gradients are f16; 1 where they are not.
     pub loss_scale: f32,
+}
+
+/// One of the things that a [`LearnerState`] has for each parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatePart {
+    /// The parameters.
+    Parameters,
+    /// Mean of gradients.
+    FirstMoment,
+    /// Mean of squared gradients.
+    SecondMoment,
+    /// The moving average of this number.
+    Ema(usize),
 }
 
 /// A network that learns, with its optimiser, on some device.
@@ -109,8 +122,27 @@ pub trait Learner: Send {
     /// Moves parameters by the gathered gradients, then averages, then forgets the gradients.
     fn update(&mut self, update: &Update) -> mdm::Result<UpdateReport>;
 
+    /// Steps that were applied, and the scale of the loss.
+    fn position(&self) -> (u64, f32);
+
     /// A copy of everything that has to be kept to go on later.
-    fn state(&mut self) -> mdm::Result<LearnerState>;
+    fn state(&mut self) -> mdm::Result<LearnerState> {
+        let (step, loss_scale) = self.position();
+        let averages = self.options().ema_rates.len();
+        Ok(LearnerState {
+            step,
+            parameters: self.state_part(StatePart::Parameters)?,
+            first_moment: self.state_part(StatePart::FirstMoment)?,
+            second_moment: self.state_part(StatePart::SecondMoment)?,
+            ema: (0..averages)
+                .map(|index| self.state_part(StatePart::Ema(index)))
+                .collect::<mdm::Result<_>>()?,
+            loss_scale,
+        })
+    }
+
+    /// A copy of one part of the state, for those who keep one after another. An average that is not kept is empty.
+    fn state_part(&mut self, part: StatePart) -> mdm::Result<MapWeights>;
 
     /// Goes on from `state`.
     ///

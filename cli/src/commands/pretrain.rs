@@ -29,7 +29,7 @@ use crate::training::{CHECKPOINT, Events, Line, Log, Notes, RunFolder, Sheet};
 const EXAMPLES: &str = "\
 The network learns to restore images from which patches were hidden (or to which noise was added). Nothing but images is needed; a few hundred are enough to begin with, of the kind that is to be segmented, at one scale. `mdm export` makes a backbone of the run, and `mdm fit` fits heads on it.
 
-The defaults are the recipe of the paper for a network of a third of its width on smaller crops, which a GPU learns in hours and a CPU in days. The paper's own: --width 192 --size 256 --batch 128 --ema 0.9999 --learning-rate 1e-4 --warmup 0. To try things on a CPU: --width 32 --size 64 --batch 8 --steps 500.
+The defaults are the recipe of the paper for a network of a third of its width on smaller crops; it wants a GPU. The paper's own: --width 192 --size 256 --batch 128 --ema 0.9999 --learning-rate 1e-4 --warmup 0 --no-turn. To try things on a CPU: --width 32 --size 64 --batch 8 --steps 500.
 
 The run's folder holds:
   checkpoint.safetensors   everything to go on from, replaced as a whole every ten minutes (--save-every)
@@ -171,7 +171,7 @@ struct CropArguments {
     no_turn: bool,
 
     /// Take another crop where more than this share of one is white, as slides without tissue are [default if given: 0.9]
-    #[arg(long, value_name = "SHARE", num_args = 0..=1, default_missing_value = "0.9")]
+    #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "0.9")]
     skip_background: Option<f64>,
 }
 

@@ -65,11 +65,15 @@ impl Places {
         map
     }
 
-    /// Writes the values of `map` to `flat`.
+    /// Writes the values of `map` to `flat`, zeros where it is empty.
     ///
     /// # Errors
     /// [`Error::Tensor`] where one is missing or has another shape.
     pub fn join(&self, map: &MapWeights, flat: &mut [f32]) -> Result<()> {
+        if map.0.is_empty() {
+            flat.fill(0.0);
+            return Ok(());
+        }
         for (param, range) in self.params.iter().zip(&self.ranges) {
             let tensor = map.tensor(&param.name)?;
             if tensor.data.len() != range.len() {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mdm::model::safetensors_file::{Entry, SafetensorsFile, write};
 use mdm::model::{MapWeights, Metadata, Model, Precision, Tensor, WeightSource};
@@ -10,7 +10,7 @@ use mdm::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::recipe::Recipe;
-use crate::learner::LearnerState;
+use crate::learner::{Learner, LearnerState, StatePart};
 
 /// Key of the JSON in the file's metadata.
 const KEY: &str = "mdm_training";
@@ -69,26 +69,37 @@ pub struct Checkpoint {
     file: SafetensorsFile,
 }
 
-/// A map under longer names.
-struct Under<'a> {
+/// A part of a learner's state under longer names. It is fetched when the first of its tensors is asked for, and dropped with
+/// the last, so that one part is in memory at a time.
+struct Fetched<'a, 'l> {
+    learner: &'a Mutex<&'l mut dyn Learner>,
+    part: StatePart,
     prefix: String,
-    map: &'a MapWeights,
+    values: Mutex<MapWeights>,
 }
 
-impl WeightSource for Under<'_> {
+impl WeightSource for Fetched<'_, '_> {
     fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
-        self.map.tensor(name.strip_prefix(&*self.prefix).unwrap_or(name))
+        let name = name.strip_prefix(&*self.prefix).unwrap_or(name);
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        if values.0.is_empty() {
+            *values = self.learner.lock().unwrap_or_else(PoisonError::into_inner).state_part(self.part)?;
+        }
+        values.0.remove(name).ok_or_else(|| Error::tensor(name, "is missing"))
     }
 }
 
 /// Writes a checkpoint under a temporary name beside `path` and renames it.
-pub(crate) fn save(path: &Path, position: &Position, state: &LearnerState) -> Result<()> {
+pub(crate) fn save(path: &Path, position: &Position, learner: &mut dyn Learner) -> Result<()> {
+    let averages = position.recipe.ema_rates.len();
+    let learner = Mutex::new(learner);
+    let part = |part, prefix: String| Fetched { learner: &learner, part, prefix, values: Mutex::default() };
     let mut parts = vec![
-        Under { prefix: PARAMETERS.into(), map: &state.parameters },
-        Under { prefix: FIRST_MOMENT.into(), map: &state.first_moment },
-        Under { prefix: SECOND_MOMENT.into(), map: &state.second_moment },
+        part(StatePart::Parameters, PARAMETERS.into()),
+        part(StatePart::FirstMoment, FIRST_MOMENT.into()),
+        part(StatePart::SecondMoment, SECOND_MOMENT.into()),
     ];
-    parts.extend(state.ema.iter().enumerate().map(|(index, map)| Under { prefix: ema(index), map }));
+    parts.extend((0..averages).map(|index| part(StatePart::Ema(index), ema(index))));
     let mut entries = Vec::new();
     for part in &parts {
         for (name, shape) in position.recipe.unet.parameters() {

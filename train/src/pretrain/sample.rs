@@ -204,3 +204,115 @@ impl Sampler {
         signal_and_spread(self.alphas.get(timestep as usize).copied().unwrap_or(1.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mdm::model::{Corruption, MaskRule, NoiseSchedule, UnetConfig};
+    use mdm::{ImageView, PixelFormat};
+
+    use super::*;
+    use crate::pretrain::Crops;
+
+    const SIZE: usize = 32;
+
+    /// Grey images of the side of a crop, each of one value.
+    struct Plain(Vec<u8>);
+
+    impl Images for Plain {
+        fn count(&self) -> usize {
+            self.0.len()
+        }
+
+        fn name(&self, index: usize) -> String {
+            index.to_string()
+        }
+
+        fn read(&self, index: usize, take: &mut dyn FnMut(&ImageView<'_>) -> Result<()>) -> Result<()> {
+            take(&ImageView::new(&[self.0[index]; SIZE * SIZE], SIZE, SIZE, PixelFormat::Grey8)?)
+        }
+    }
+
+    fn sampler(kind: CorruptionKind, crops: Crops, images: &[u8]) -> Sampler {
+        let recipe = Recipe {
+            unet: UnetConfig { image_size: SIZE, in_channels: 1, out_channels: 1, ..UnetConfig::mdm_paper() },
+            corruption: Corruption { kind, ..Corruption::default() },
+            crops,
+            seed: 5,
+            ..Recipe::default()
+        };
+        Sampler::new(recipe, Arc::new(Plain(images.to_vec()))).unwrap()
+    }
+
+    fn grey(value: f32) -> u8 {
+        ((value + 1.0) * 127.5).round() as u8
+    }
+
+    #[test]
+    fn as_many_patches_are_hidden_as_the_timestep_says() {
+        for (patch, rule) in
+            [(4, MaskRule::Paper), (8, MaskRule::Paper), (16, MaskRule::Paper), (8, MaskRule::Official)]
+        {
+            let sampler = sampler(CorruptionKind::Mask { patch, rule }, Crops::default(), &[10, 250]);
+            let (mut least, mut most) = (u32::MAX, 0);
+            for number in 0..300 {
+                let sample = sampler.sample(number, &mut |_| ()).unwrap();
+                let hidden = hidden_patches(rule, sample.timestep, 1000, (SIZE / patch).pow(2));
+                let zeros = sample.input.iter().filter(|value| **value == 0.0).count();
+                assert_eq!(zeros, hidden * patch * patch, "t = {}", sample.timestep);
+                assert!(sample.target.iter().all(|value| *value == sample.target[0] && *value != 0.0));
+                (least, most) = (least.min(sample.timestep), most.max(sample.timestep));
+            }
+            let (first, last) = if rule == MaskRule::Paper { (1, 1000) } else { (0, 999) };
+            assert!((first..first + 20).contains(&least) && (last - 20..=last).contains(&most));
+        }
+    }
+
+    #[test]
+    fn noise_is_added_by_the_schedule_and_can_be_taken_away() {
+        for schedule in [NoiseSchedule::Linear, NoiseSchedule::Cosine] {
+            let sampler = sampler(CorruptionKind::Gaussian { schedule }, Crops::default(), &[200]);
+            let alphas = alphas_cumprod(schedule, 1000);
+            for timestep in [0, 10, 500, 900] {
+                let sample = sampler.sample_at(7, timestep).unwrap();
+                let (signal, spread) = signal_and_spread(alphas[timestep as usize]);
+                let clean = f32::from(200u8) / 127.5 - 1.0;
+                for (x, noise) in sample.input.iter().zip(&sample.target) {
+                    assert!((x - (signal * clean + spread * noise)).abs() < 1e-5);
+                }
+                let mean = sample.target.iter().sum::<f32>() / sample.target.len() as f32;
+                assert!(mean.abs() < 0.15, "{mean}");
+                assert!(sampler.original(&sample).iter().all(|value| (value - clean).abs() < 1e-2));
+            }
+        }
+    }
+
+    #[test]
+    fn every_round_takes_every_image() {
+        let values: Vec<u8> = (0..7).map(|i| 30 * i + 20).collect();
+        let kind = CorruptionKind::Mask { patch: 8, rule: MaskRule::Paper };
+        let sampler = sampler(kind, Crops::default(), &values);
+        let seen = |numbers: std::ops::Range<u64>| -> Vec<u8> {
+            numbers.map(|number| grey(sampler.sample(number, &mut |_| ()).unwrap().target[0])).collect()
+        };
+        let (first, second) = (seen(0..7), seen(7..14));
+        assert_ne!(first, second);
+        for mut round in [first, second] {
+            round.sort_unstable();
+            assert_eq!(round, values);
+        }
+    }
+
+    #[test]
+    fn background_is_taken_only_where_there_is_nothing_else() {
+        let kind = CorruptionKind::Mask { patch: 8, rule: MaskRule::Paper };
+        let crops = Crops { skip_background: Some(0.9), ..Crops::default() };
+        let target = |images: &[u8], number| {
+            let sample = sampler(kind, crops.clone(), images).sample(number, &mut |_| ()).unwrap();
+            grey(sample.target[0])
+        };
+        for number in 0..8 {
+            assert_eq!(target(&[250, 240, 100, 235], number), 100);
+        }
+        assert_eq!(target(&[250; 40], 3), 250);
+    }
+}

@@ -15,7 +15,7 @@ use super::loader::Loader;
 use super::recipe::Recipe;
 use super::sample::Sampler;
 use crate::engine::learner;
-use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch};
+use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch, StatePart};
 use crate::ranks::{Alone, Ranks, Share};
 
 /// Steps in a row whose gradient may be too large for the number format. Each one halves the scale of the loss.
@@ -358,10 +358,8 @@ impl Trainer {
     /// # Errors
     /// [`Error::Io`] where the folder cannot be written to or is full; what the device says.
     pub fn save(&mut self, path: &Path) -> Result<()> {
-        let state = self.learner.state()?;
-        self.position.applied = state.step;
-        self.position.loss_scale = state.loss_scale;
-        Ok(save(path, &self.position, &state)?)
+        (self.position.applied, self.position.loss_scale) = self.learner.position();
+        Ok(save(path, &self.position, &mut *self.learner)?)
     }
 
     /// The backbone as it is now: a moving average (number `average` of [`Recipe::ema_rates`]), or the parameters themselves.
@@ -369,30 +367,26 @@ impl Trainer {
     /// # Errors
     /// [`Error::Invalid`] where there is no such average; what the device says.
     pub fn backbone(&mut self, average: Option<usize>, description: &str) -> Result<Model> {
-        let mut state = self.learner.state()?;
-        let weights = match average {
-            None => state.parameters,
-            Some(index) if index < state.ema.len() => state.ema.swap_remove(index),
+        let rates = &self.recipe().ema_rates;
+        let part = match average {
+            None => StatePart::Parameters,
+            Some(index) if index < rates.len() => StatePart::Ema(index),
             Some(index) => {
-                let reason =
-                    format!("there is no number {index}; the run keeps {:?}", self.recipe().ema_rates);
+                let reason = format!("there is no number {index}; the run keeps {rates:?}");
                 return Err(Error::invalid("moving average", reason).into());
             }
         };
+        let weights = self.learner.state_part(part)?;
         Ok(Model::from_parts(metadata(self.recipe(), description), Arc::new(weights), Vec::new())?)
     }
 }
 
 /// The state of a learner before its first step.
 fn fresh(recipe: &Recipe, parameters: MapWeights) -> LearnerState {
-    let mut zeros = MapWeights::default();
-    for (name, shape) in recipe.unet.parameters() {
-        zeros.insert(name, &shape, vec![0.0; shape.iter().product()]);
-    }
     LearnerState {
         step: 0,
-        first_moment: zeros.clone(),
-        second_moment: zeros,
+        first_moment: MapWeights::default(),
+        second_moment: MapWeights::default(),
         ema: vec![parameters.clone(); recipe.ema_rates.len()],
         parameters,
         loss_scale: FIRST_LOSS_SCALE,

@@ -17,6 +17,7 @@ use mdm::engine::cpu::network::StepBuilder;
 use mdm::engine::cpu::simd::InstructionSet;
 use mdm::engine::cpu::step::{Context, ScratchSize};
 use mdm::engine::cpu::{CpuEngine, PackedWeights, Pool};
+use mdm::model::MapWeights;
 use mdm::plan::{Op, TensorInfo};
 use mdm::{Error, Result};
 
@@ -25,7 +26,7 @@ use self::conv_weight::ConvWeight;
 use self::vectors::{Linear, NormCoefficients};
 use super::parameters::{Gradients, Places, Values};
 use crate::differentiate::{Gradient, Instruction, Program};
-use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch, Update, UpdateReport};
+use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch, StatePart, Update, UpdateReport};
 use crate::optimise;
 
 /// A program with its memory.
@@ -406,15 +407,21 @@ impl Learner for CpuLearner {
         })
     }
 
-    fn state(&mut self) -> Result<LearnerState> {
-        Ok(LearnerState {
-            step: self.step,
-            parameters: self.places.split(self.parameters.slice()),
-            first_moment: self.places.split(self.first_moment.slice()),
-            second_moment: self.places.split(self.second_moment.slice()),
-            ema: self.ema.iter().map(|ema| self.places.split(ema.slice())).collect(),
-            loss_scale: 1.0,
-        })
+    fn position(&self) -> (u64, f32) {
+        (self.step, 1.0)
+    }
+
+    fn state_part(&mut self, part: StatePart) -> Result<MapWeights> {
+        let buffer = match part {
+            StatePart::Parameters => &self.parameters,
+            StatePart::FirstMoment => &self.first_moment,
+            StatePart::SecondMoment => &self.second_moment,
+            StatePart::Ema(index) => match self.ema.get(index) {
+                Some(average) => average,
+                None => return Ok(MapWeights::default()),
+            },
+        };
+        Ok(self.places.split(buffer.slice()))
     }
 
     fn restore(&mut self, state: &LearnerState) -> Result<()> {

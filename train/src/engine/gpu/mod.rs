@@ -31,7 +31,7 @@ use self::optimiser::Optimiser;
 pub use self::program::GpuProgram;
 pub use self::shaders::permutations;
 use crate::differentiate::Program;
-use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch, Update, UpdateReport};
+use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch, StatePart, Update, UpdateReport};
 
 /// A network that learns on a GPU.
 pub struct GpuLearner {
@@ -140,22 +140,25 @@ impl Learner for GpuLearner {
         Ok(UpdateReport { gradient_norm, applied })
     }
 
-    fn state(&mut self) -> Result<LearnerState> {
+    fn position(&self) -> (u64, f32) {
+        (self.step, self.loss_scale)
+    }
+
+    fn state_part(&mut self, part: StatePart) -> Result<MapWeights> {
         let (program, optimiser) = (&self.program, &self.optimiser);
-        let parameters = program.parameters();
-        let load = |pages: &store::Pages| {
-            let mut flat = vec![0.0; parameters.len()];
-            self.context.checked(|| pages.download(&self.context, &program.layout, parameters, &mut flat))?;
-            Ok::<MapWeights, Error>(parameters.split(&flat))
+        let pages = match part {
+            StatePart::Parameters => &program.values,
+            StatePart::FirstMoment => &optimiser.first,
+            StatePart::SecondMoment => &optimiser.second,
+            StatePart::Ema(index) => match optimiser.averages.get(index) {
+                Some((_, pages)) => pages,
+                None => return Ok(MapWeights::default()),
+            },
         };
-        Ok(LearnerState {
-            step: self.step,
-            parameters: load(&program.values)?,
-            first_moment: load(&optimiser.first)?,
-            second_moment: load(&optimiser.second)?,
-            ema: optimiser.averages.iter().map(|(_, pages)| load(pages)).collect::<Result<_>>()?,
-            loss_scale: self.loss_scale,
-        })
+        let parameters = program.parameters();
+        let mut flat = vec![0.0; parameters.len()];
+        self.context.checked(|| pages.download(&self.context, &program.layout, parameters, &mut flat))?;
+        Ok(parameters.split(&flat))
     }
 
     fn restore(&mut self, state: &LearnerState) -> Result<()> {
