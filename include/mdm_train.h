@@ -20,6 +20,10 @@
 #define MDM_LABEL_REPORT_INIT {sizeof(mdm_label_report), 0, 0, 0, 0}
 #define MDM_FIT_REPORT_INIT {sizeof(mdm_fit_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_FITTER_INFO_INIT {sizeof(mdm_fitter_info), 0, 0, 0, 0, 0}
+#define MDM_TRAINING_IMAGES_INIT {sizeof(mdm_training_images), NULL, 0, NULL, NULL, NULL, 0, 0, 0}
+#define MDM_TRAINER_OPTIONS_INIT {sizeof(mdm_trainer_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_STEP_REPORT_INIT {sizeof(mdm_step_report), 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_TRAINER_INFO_INIT {sizeof(mdm_trainer_info), 0, 0, 0, 0, 0, 0, 0, 0}
 
 
 /**
@@ -42,6 +46,14 @@
  * One thread at a time may use it, whichever; a call while another runs returns MDM_ERROR_BUSY.
  */
 typedef struct mdm_fitter mdm_fitter;
+
+/**
+ * Trains a backbone on images without labels.
+ *
+ * One thread at a time may use it, whichever; a call while another runs returns MDM_ERROR_BUSY. Its own threads prepare images between
+ * and during calls.
+ */
+typedef struct mdm_trainer mdm_trainer;
 
 /**
  * What of a model is written; bits that are combined by |.
@@ -286,6 +298,262 @@ typedef struct {
 } mdm_fit_report;
 
 /**
+ * How images are corrupted.
+ */
+typedef uint32_t mdm_corruption;
+
+/**
+ * What is minimised.
+ */
+typedef uint32_t mdm_loss;
+
+/**
+ * The learning rate between the warm-up and the last step.
+ */
+typedef uint32_t mdm_schedule;
+
+/**
+ * How a backbone is trained. Zero is every member's default, which is the paper's recipe.
+ */
+typedef struct {
+    /**
+     * sizeof(mdm_trainer_options)
+     */
+    size_t struct_size;
+    /**
+     * Everything random follows from it.
+     */
+    uint64_t seed;
+    /**
+     * Steps of the whole run; 0 for 10,000.
+     */
+    uint64_t steps;
+    /**
+     * Steps over which the learning rate rises from nothing.
+     */
+    uint64_t warmup;
+    /**
+     * AdamW's learning rate after the warm-up; 0 for 0.0001.
+     */
+    double learning_rate;
+    /**
+     * Share of each parameter that is taken away at every step, times the learning rate.
+     */
+    double weight_decay;
+    /**
+     * Gradients whose norm is larger are scaled down to it; 0 for never.
+     */
+    double clip;
+    /**
+     * Decay rate of the moving average of the parameters that becomes the backbone, in [0, 1); 0 for 0.9999.
+     */
+    double average;
+    /**
+     * Scale that images are brought to, where they say theirs, in micrometres per pixel; 0 for their own.
+     */
+    double microns_per_pixel;
+    /**
+     * Crops are taken elsewhere if more than this share of their pixels is white; 0 for never.
+     */
+    double skip_background;
+    /**
+     * Channels at the finest level, a multiple of 32; 0 for 192. Ignored where training starts from a model.
+     */
+    uint32_t width;
+    /**
+     * Side of the crops in pixels, a multiple of 32; 0 for 256.
+     */
+    uint32_t size;
+    /**
+     * Samples a step; 0 for 128.
+     */
+    uint32_t batch;
+    /**
+     * Samples that are computed at once, which takes memory; divides batch. 0 for the largest of up to 8.
+     */
+    uint32_t microbatch;
+    /**
+     * How images are corrupted: one of the MDM_CORRUPTION constants.
+     */
+    mdm_corruption corruption;
+    /**
+     * Side of the patches that are hidden, in pixels; 0 for 8.
+     */
+    uint32_t patch;
+    /**
+     * The one timestep that is trained; 0 for all alike.
+     */
+    uint32_t fixed_timestep;
+    /**
+     * What is minimised: one of the MDM_LOSS constants.
+     */
+    mdm_loss loss;
+    /**
+     * What the learning rate does: one of the MDM_SCHEDULE constants.
+     */
+    mdm_schedule schedule;
+    /**
+     * 1 to leave out mirror images and quarter turns.
+     */
+    uint32_t upright;
+    /**
+     * 1 to compute activations again instead of keeping them: slower, in a fraction of the memory.
+     */
+    uint32_t recompute;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} mdm_trainer_options;
+
+/**
+ * Reads an image for a trainer, on a thread of the library.
+ *
+ * It must neither throw nor jump out, nor call functions on the trainer. A failure leaves the image out of the run.
+ *
+ * @param user_data as given in the mdm_training_images
+ * @param index     0 to count - 1
+ * @param image     to be filled in; zeros and its size at first. What it points to must stay until it is released
+ * @return MDM_OK, or anything else where the image cannot be had
+ */
+typedef mdm_status (*mdm_read_image_callback)(void *user_data, uint64_t index, mdm_image *image);
+
+/**
+ * Is told that an image that was read is not used any more, on the thread that read it.
+ *
+ * @param user_data as given in the mdm_training_images
+ * @param index     as it was asked for
+ * @param image     as it was filled in
+ */
+typedef void (*mdm_release_image_callback)(void *user_data, uint64_t index, const mdm_image *image);
+
+/**
+ * Images to learn from: files, or what callbacks hand over. Set paths or read.
+ */
+typedef struct {
+    /**
+     * sizeof(mdm_training_images)
+     */
+    size_t struct_size;
+    /**
+     * Files (PNG, JPEG, TIFF or BMP) and folders of such, UTF-8, as many as count says; NULL where images are read by callbacks.
+     */
+    const char *const *paths;
+    /**
+     * Number of paths, or of images that read knows.
+     */
+    uint64_t count;
+    /**
+     * Reads an image; NULL where paths are given.
+     */
+    mdm_read_image_callback read;
+    /**
+     * Is told that an image is not used any more; may be NULL.
+     */
+    mdm_release_image_callback release;
+    /**
+     * Handed to the callbacks.
+     */
+    void *user_data;
+    /**
+     * Size of the pixels of all images in micrometres, whatever they say; 0 believes them.
+     */
+    double microns_per_pixel;
+    /**
+     * 1 if several threads may be in the callbacks at once; 0 for one at a time.
+     */
+    uint32_t concurrent;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} mdm_training_images;
+
+/**
+ * How a step went.
+ */
+typedef struct {
+    /**
+     * sizeof(mdm_step_report)
+     */
+    size_t struct_size;
+    /**
+     * Steps that are done with this one.
+     */
+    uint64_t step;
+    /**
+     * Mean loss of the batch.
+     */
+    double loss;
+    /**
+     * Euclidean norm of the gradient before clipping.
+     */
+    double gradient_norm;
+    /**
+     * Learning rate.
+     */
+    double learning_rate;
+    /**
+     * Wall-clock time.
+     */
+    double seconds;
+    /**
+     * How much of it images were waited for.
+     */
+    double waited_seconds;
+    /**
+     * 0 where the gradient was too large for the device's number format, so that nothing was changed.
+     */
+    uint32_t applied;
+    /**
+     * Always 0.
+     */
+    uint32_t reserved;
+} mdm_step_report;
+
+/**
+ * How far a trainer has come.
+ */
+typedef struct {
+    /**
+     * sizeof(mdm_trainer_info)
+     */
+    size_t struct_size;
+    /**
+     * Steps that are done.
+     */
+    uint64_t step;
+    /**
+     * Steps of the whole run.
+     */
+    uint64_t steps;
+    /**
+     * Images to learn from.
+     */
+    uint64_t images;
+    /**
+     * Images that turned out to be unusable; see mdm_trainer_left_out.
+     */
+    uint64_t left_out;
+    /**
+     * Mean loss of about the last hundred steps; 0 before the first.
+     */
+    double loss;
+    /**
+     * Seconds spent in steps, in the runs before this one too.
+     */
+    double seconds;
+    /**
+     * Side of the crops in pixels.
+     */
+    uint32_t size;
+    /**
+     * Samples a step.
+     */
+    uint32_t batch;
+} mdm_trainer_info;
+
+/**
  * The backbone's weights.
  */
 #define MDM_SAVE_BACKBONE 1
@@ -314,6 +582,62 @@ typedef struct {
  * 2 bytes a value, rounded to 8 bits; none is too large.
  */
 #define MDM_STORED_BF16 3
+
+/**
+ * The loss is not a number any more. Go on from the last checkpoint with a lower learning rate, a longer warm-up or clipped gradients.
+ * mdm_status_name, which knows the codes of mdm.h, calls it "unknown"; the error's message says which step, and why.
+ */
+#define MDM_TRAIN_ERROR_DIVERGED 1000
+
+/**
+ * Structural similarity where patches are hidden, the mean of squares where noise is added.
+ */
+#define MDM_LOSS_DEFAULT 0
+
+/**
+ * Structural similarity as the method's authors train on: mean(clamp(1 - ssim, 0, 1) / 2).
+ */
+#define MDM_LOSS_SSIM 1
+
+/**
+ * The mean of squared differences.
+ */
+#define MDM_LOSS_MEAN_SQUARE 2
+
+/**
+ * The mean of absolute differences.
+ */
+#define MDM_LOSS_MEAN_ABSOLUTE 3
+
+/**
+ * Patches are hidden.
+ */
+#define MDM_CORRUPTION_MASK 0
+
+/**
+ * Gaussian noise is added, by the linear schedule.
+ */
+#define MDM_CORRUPTION_NOISE_LINEAR 1
+
+/**
+ * Gaussian noise is added, by the cosine schedule.
+ */
+#define MDM_CORRUPTION_NOISE_COSINE 2
+
+/**
+ * It stays.
+ */
+#define MDM_SCHEDULE_CONSTANT 0
+
+/**
+ * It falls to zero along a line.
+ */
+#define MDM_SCHEDULE_LINEAR 1
+
+/**
+ * It falls to zero along half a period of a cosine.
+ */
+#define MDM_SCHEDULE_COSINE 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -532,6 +856,132 @@ mdm_status mdm_fitter_model(const mdm_fitter *fitter,
  * wait for it. Any thread may call this, also a callback of the run.
  */
 void mdm_fitter_free(mdm_fitter *fitter);
+
+/**
+ * Sets an options struct of `struct_size` bytes to its defaults; MDM_TRAINER_OPTIONS_INIT does the same. Ignores NULL.
+ */
+void mdm_trainer_options_init(mdm_trainer_options *options,
+                              size_t struct_size);
+
+/**
+ * Sets images of `struct_size` bytes to zeros and their size; MDM_TRAINING_IMAGES_INIT does the same. Ignores NULL.
+ */
+void mdm_training_images_init(mdm_training_images *images,
+                              size_t struct_size);
+
+/**
+ * Prepares a run and starts to read images: callbacks may be called from now on. Any thread may call this.
+ *
+ * @param device  where to train; the trainer keeps it alive
+ * @param options the recipe; NULL for the paper's
+ * @param start   a model whose backbone is trained further, or NULL to start with random parameters
+ * @param images  what to learn from
+ * @param trainer receives the trainer; free it with mdm_trainer_free
+ * @param error   receives an error object on failure; may be NULL
+ * @return MDM_OK, MDM_ERROR_INVALID_HANDLE, MDM_ERROR_INVALID_ARGUMENT, MDM_ERROR_ABI, MDM_ERROR_MODEL, MDM_ERROR_TENSOR,
+ *         MDM_ERROR_OUT_OF_MEMORY or MDM_ERROR_DEVICE
+ */
+mdm_status mdm_trainer_new(const mdm_device *device,
+                           const mdm_trainer_options *options,
+                           const mdm_model *start,
+                           const mdm_training_images *images,
+                           mdm_trainer **trainer,
+                           mdm_error **error);
+
+/**
+ * Goes on with a run from a checkpoint. With the images that it had it goes on exactly where it was left. Any thread may
+ * call this.
+ *
+ * @param device     where to train; the trainer keeps it alive
+ * @param checkpoint the file, UTF-8 on every system
+ * @param images     what to learn from
+ * @param trainer    receives the trainer; free it with mdm_trainer_free
+ * @param error      receives an error object on failure; may be NULL
+ * @return as mdm_trainer_new, and MDM_ERROR_IO
+ */
+mdm_status mdm_trainer_resume(const mdm_device *device,
+                              const char *checkpoint,
+                              const mdm_training_images *images,
+                              mdm_trainer **trainer,
+                              mdm_error **error);
+
+/**
+ * Runs steps, not beyond the last of the run. Progress is in steps. Callbacks of the mdm_run are called on the calling thread, those
+ * that read images on threads of the library.
+ *
+ * Where it fails or is cancelled, the steps that were finished stay; only after MDM_TRAIN_ERROR_DIVERGED the trainer should not be
+ * used further.
+ *
+ * @param trainer not in use by another thread; it may be freed meanwhile, which cancels the run
+ * @param steps   how many at most; 0 for all that are left
+ * @param run     how to watch and stop it; NULL for neither
+ * @param report  filled in with the last step where not NULL; its struct_size must be set. Zeros where there was none to do
+ * @param error   receives an error object on failure; may be NULL
+ * @return MDM_OK, MDM_ERROR_INVALID_HANDLE, MDM_ERROR_INVALID_ARGUMENT, MDM_ERROR_ABI, MDM_ERROR_IMAGE where no image can be used,
+ *         MDM_ERROR_BUSY, MDM_ERROR_CANCELLED, MDM_ERROR_OUT_OF_MEMORY, MDM_ERROR_DEVICE_LOST, MDM_ERROR_INTERNAL or
+ *         MDM_TRAIN_ERROR_DIVERGED
+ */
+mdm_status mdm_trainer_run(mdm_trainer *trainer,
+                           uint64_t steps,
+                           const mdm_run *run,
+                           mdm_step_report *report,
+                           mdm_error **error);
+
+/**
+ * Tells how far a trainer has come. Any thread may call this.
+ *
+ * @param trainer not in use by another thread
+ * @param info    filled in; its struct_size must be set
+ * @param error   receives an error object on failure; may be NULL
+ * @return MDM_OK, MDM_ERROR_INVALID_HANDLE, MDM_ERROR_INVALID_ARGUMENT, MDM_ERROR_BUSY or MDM_ERROR_INTERNAL
+ */
+mdm_status mdm_trainer_get_info(const mdm_trainer *trainer,
+                                mdm_trainer_info *info,
+                                mdm_error **error);
+
+/**
+ * Which image turned out to be unusable, and why: one line of UTF-8, which belongs to the trainer; NULL where there is no such image
+ * or trainer. mdm_trainer_get_info tells their number, as far as it was called. Any thread may call this.
+ */
+const char *mdm_trainer_left_out(const mdm_trainer *trainer,
+                                 uint64_t index);
+
+/**
+ * Writes a checkpoint, from which mdm_trainer_resume goes on. It is written under a temporary name beside the path and
+ * renamed, so that the path holds the whole of it or what it held before. Any thread may call this.
+ *
+ * @param trainer not in use by another thread
+ * @param path    the file, UTF-8 on every system
+ * @param error   receives an error object on failure; may be NULL
+ * @return MDM_OK, MDM_ERROR_INVALID_HANDLE, MDM_ERROR_INVALID_ARGUMENT, MDM_ERROR_BUSY, MDM_ERROR_IO, MDM_ERROR_OUT_OF_MEMORY,
+ *         MDM_ERROR_DEVICE_LOST or MDM_ERROR_INTERNAL
+ */
+mdm_status mdm_trainer_save(mdm_trainer *trainer,
+                            const char *path,
+                            mdm_error **error);
+
+/**
+ * Makes a model of the backbone as it is now, the moving average of its parameters: to fit heads on, or to export with mdm_model_save.
+ * Training further does not change it. Any thread may call this.
+ *
+ * @param trainer     not in use by another thread
+ * @param description where the weights come from, in free words, UTF-8; NULL for none
+ * @param model       receives the model; free it with mdm_model_free
+ * @param error       receives an error object on failure; may be NULL
+ * @return MDM_OK, MDM_ERROR_INVALID_HANDLE, MDM_ERROR_INVALID_ARGUMENT, MDM_ERROR_BUSY, MDM_ERROR_OUT_OF_MEMORY, MDM_ERROR_DEVICE_LOST
+ *         or MDM_ERROR_INTERNAL
+ */
+mdm_status mdm_trainer_model(mdm_trainer *trainer,
+                             const char *description,
+                             mdm_model **model,
+                             mdm_error **error);
+
+/**
+ * Frees a trainer; NULL is allowed. A run of another thread is cancelled, and its memory freed when it has stopped; this does not wait
+ * for it, but otherwise for callbacks that read images. Once it returned and no run is left, none is called any more. Any thread may
+ * call this, also a callback of the run, but none that reads images.
+ */
+void mdm_trainer_free(mdm_trainer *trainer);
 
 #ifdef __cplusplus
 }  // extern "C"

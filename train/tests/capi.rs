@@ -1,4 +1,4 @@
-//! C programs fit heads as hosts do: as they are, under sanitizers, and under Valgrind.
+//! C programs train as hosts do: as they are, under sanitizers, and under Valgrind.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -92,6 +92,21 @@ fn fits_are_cancelled_under_sanitizers() {
 #[test]
 fn heads_are_fitted_under_valgrind() {
     watched("fitter", &[]);
+}
+
+#[test]
+fn backbones_are_trained_as_the_header_says() {
+    plainly("trainer", &[]);
+}
+
+#[test]
+fn backbones_are_trained_under_sanitizers() {
+    sanitized("trainer", &[]);
+}
+
+#[test]
+fn a_step_is_trained_under_valgrind() {
+    watched("trainer", &[]);
 }
 
 #[test]

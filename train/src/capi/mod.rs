@@ -13,4 +13,5 @@ pub mod fitters;
 pub mod labels;
 pub mod models;
 mod runs;
+pub mod trainers;
 pub mod versions;

@@ -8,9 +8,9 @@
 
 /* Valgrind is some fifty times slower: one window instead of four. */
 #ifdef VALGRIND
-enum { SIDE = 32 };
+enum { SIDE = 32, WATCHED = 1 };
 #else
-enum { SIDE = 48 };
+enum { SIDE = 48, WATCHED = 0 };
 #endif
 enum { PIXELS = SIDE * SIDE };
 
