@@ -225,6 +225,21 @@ static void stopped(void) {
     }
 }
 
+/* Weight decay that makes parameters overflow: the error has a code of its own. */
+static void diverged(void) {
+    reader state = {PTHREAD_MUTEX_INITIALIZER, 0, 0, 0, 0};
+    mdm_training_images images = images_of(&state);
+    mdm_trainer_options options = small_recipe();
+    mdm_trainer *trainer = NULL;
+    options.steps = 40;
+    options.learning_rate = 1;
+    options.weight_decay = 1000;
+    OK(mdm_trainer_new(device, &options, NULL, &images, &trainer, &error));
+    FAILS(MDM_TRAIN_ERROR_DIVERGED, "diverged at step", mdm_trainer_run(trainer, 0, NULL, NULL, &error));
+    CHECK(strcmp(mdm_status_name(MDM_TRAIN_ERROR_DIVERGED), "unknown") == 0);
+    mdm_trainer_free(trainer);
+}
+
 /* What Valgrind has the time to watch. */
 static void one_step(const char *folder) {
     reader state = {PTHREAD_MUTEX_INITIALIZER, 0, 0, 0, 0};
@@ -251,6 +266,7 @@ int main(int count, char **arguments) {
     one_step(arguments[1]);
     if (!WATCHED) {
         a_run_goes_on(arguments[1]);
+        diverged();
         stopped();
     }
     mdm_device_free(device);
