@@ -54,8 +54,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let values = (0..count as u32)
             .map(|i| scale * ((i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0));
         state.parameters.insert(&name, &shape, values.collect());
-        state.first_moment.insert(&name, &shape, vec![0.0; count]);
-        state.second_moment.insert(&name, &shape, vec![0.0; count]);
     }
     state.ema = vec![state.parameters.clone()];
     let engine = device.engine().as_any().downcast_ref::<CpuEngine>().ok_or("only the CPU")?;
