@@ -90,7 +90,7 @@ impl Sampler {
         let mut usable = 0;
         let mut last = None;
         'images: for offset in 0..count {
-            let index = self.image_of(number + offset);
+            let index = self.image_of(number, offset);
             for attempt in 0..TRIES {
                 if let Err(error) = self.attempt(index, number, 1 + usable * TRIES + attempt, &mut out) {
                     left_out(LeftOut { index, reason: error.to_string() });
@@ -133,10 +133,11 @@ impl Sampler {
         }
     }
 
-    /// Images come in a new order each round.
-    fn image_of(&self, number: u64) -> usize {
+    /// Images come in a new order each round. That of sample `number`, or, with an `offset`, another of the same round in its
+    /// place.
+    fn image_of(&self, number: u64, offset: u64) -> usize {
         let count = self.images.count() as u64;
-        let (round, at) = (number / count, (number % count) as usize);
+        let (round, at) = (number / count, ((number + offset) % count) as usize);
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         let known = orders.iter().find(|(of, _)| *of == round).map(|(_, order)| order.clone());
         let order = known.unwrap_or_else(|| {
