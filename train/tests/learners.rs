@@ -217,6 +217,7 @@ fn bad_input_is_refused() {
         let before = numbers(&mut *learner);
         let mut state = start(&options);
         state.second_moment = MapWeights::default();
+        state.second_moment.insert("stray", &[1], vec![0.0]);
         assert!(matches!(learner.restore(&state), Err(Error::Tensor { .. })));
         let mut state = start(&options);
         state.ema.pop();
