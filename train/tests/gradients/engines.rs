@@ -1,11 +1,16 @@
 //! What runs programs. An engine that is added to [`all`] goes through every test of this suite.
 
+use std::sync::LazyLock;
+
 use mdm::engine::cpu::CpuEngine;
 use mdm::engine::cpu::buffer::Buffer;
+use mdm::engine::gpu::GpuEngine;
+use mdm::engine::{DeviceKind, DeviceOptions, Precision};
 use mdm::plan::TensorId;
 use mdm::{Control, Device};
 use mdm_train::differentiate::Program;
 use mdm_train::engine::cpu::CpuProgram;
+use mdm_train::engine::gpu::GpuProgram;
 use mdm_train::engine::parameters::{Places, Values};
 
 /// What a program is run on.
@@ -44,8 +49,17 @@ pub(crate) trait Engine {
 /// Every engine of this machine.
 pub(crate) fn all() -> Vec<Box<dyn Engine>> {
     let cpus = |threads| Device::cpu_instruction_sets(Some(threads)).unwrap().into_iter();
-    cpus(1).zip(cpus(3)).map(|(one, three)| Box::new(Cpu(one, Some(three))) as Box<dyn Engine>).collect()
+    let cpus = cpus(1).zip(cpus(3)).map(|(one, three)| Box::new(Cpu(one, Some(three))) as Box<dyn Engine>);
+    cpus.chain(GPUS.iter().map(|device| Box::new(Gpu(device.clone())) as Box<dyn Engine>)).collect()
 }
+
+/// Every GPU of this machine in f32, software ones included; each is opened once.
+static GPUS: LazyLock<Vec<Device>> = LazyLock::new(|| {
+    let options = DeviceOptions { precision: Precision::F32, ..DeviceOptions::default() };
+    let devices = Device::list().unwrap();
+    let numbers = (0..devices.len()).filter(|&number| devices[number].kind != DeviceKind::Cpu);
+    numbers.map(|number| Device::select(&number.to_string(), &options).unwrap()).collect()
+});
 
 struct Cpu(Device, Option<Device>);
 
@@ -76,5 +90,32 @@ impl Engine for Cpu {
 
     fn twin(&self) -> Option<Box<dyn Engine>> {
         self.1.clone().map(|device| Box::new(Cpu(device, None)) as Box<dyn Engine>)
+    }
+}
+
+struct Gpu(Device);
+
+impl Engine for Gpu {
+    fn name(&self) -> String {
+        self.0.info().name.clone()
+    }
+
+    fn run(&self, program: Program, given: &Given) -> Outcome {
+        let engine = self.0.engine().as_any().downcast_ref::<GpuEngine>().unwrap();
+        let (places, answer) = (Places::new(program.params()), program.answer);
+        let tensors: Vec<(TensorId, &[f32])> =
+            given.tensors.iter().map(|(id, values)| (*id, values.as_slice())).collect();
+        let mut program = GpuProgram::new(engine, program).unwrap();
+        program.set_values(&given.params.concat()).unwrap();
+        let mut loss = 0.0;
+        for _ in 0..2 {
+            loss = program.run(&tensors, 0.5, &Control::none()).unwrap();
+        }
+        let gradients = program.gradients().unwrap();
+        Outcome {
+            loss,
+            answer: program.tensor(answer).unwrap(),
+            gradients: (0..places.params().len()).map(|id| gradients[places.range(id)].to_vec()).collect(),
+        }
     }
 }
