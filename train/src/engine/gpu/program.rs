@@ -78,13 +78,8 @@ impl GpuProgram {
             })
             .collect();
         let accesses: Vec<Access> = program.instructions.iter().map(Instruction::access).collect();
-        let (ranges, arena) = memory::arrange(
-            &lengths,
-            ALIGNMENT,
-            &accesses,
-            &given(&accesses, lengths.len()),
-            &[program.answer],
-        )?;
+        let (ranges, arena) =
+            memory::arrange(&lengths, ALIGNMENT, &accesses, &given(&program, &accesses), &[program.answer])?;
 
         let parameters = Places::new(program.params());
         let layout = Layout::new(&context, &parameters);
@@ -315,9 +310,13 @@ impl Targets<'_> {
     }
 }
 
-/// Tensors that have a value before the program runs.
-fn given(accesses: &[Access], count: usize) -> Vec<TensorId> {
-    let (mut given, mut written) = (Vec::new(), vec![false; count]);
+/// Tensors that have a value before the program runs: those that callers may give, read or not, and whatever is read before
+/// it is written.
+fn given(program: &Program, accesses: &[Access]) -> Vec<TensorId> {
+    let plan = &program.plan;
+    let mut given: Vec<TensorId> =
+        plan.images.iter().chain(&plan.timesteps).chain([&program.target]).copied().collect();
+    let mut written = vec![false; plan.tensors.len()];
     for access in accesses {
         given.extend(access.reads.iter().copied().filter(|&id| !written[id]));
         access.writes.iter().for_each(|&id| written[id] = true);
