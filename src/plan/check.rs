@@ -72,7 +72,11 @@ impl Plan {
         match source.resample {
             Resample::None => Some((height, width, channels)),
             Resample::NearestUp => Some((2 * height, 2 * width, channels)),
-            Resample::AverageDown => Some((height / 2, width / 2, channels)),
+            Resample::AverageDown => (height.is_multiple_of(2) && width.is_multiple_of(2)).then_some((
+                height / 2,
+                width / 2,
+                channels,
+            )),
         }
     }
 

@@ -67,7 +67,7 @@ pub enum Resample {
     None,
     /// Each pixel stands for 2 x 2 pixels.
     NearestUp,
-    /// 2 x 2 pixels are averaged.
+    /// 2 x 2 pixels are averaged; rows and columns are even in number.
     AverageDown,
 }
 

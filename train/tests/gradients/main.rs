@@ -39,6 +39,15 @@ struct Builder {
 const IMAGE: usize = 5;
 const VECTOR: usize = 6;
 
+/// Rows and columns of a map that is resampled, where it can be.
+fn resampled((height, width): (usize, usize), resample: Resample) -> Option<(usize, usize)> {
+    match resample {
+        Resample::None => Some((height, width)),
+        Resample::NearestUp => Some((2 * height, 2 * width)),
+        Resample::AverageDown => (height % 2 == 0 && width % 2 == 0).then_some((height / 2, width / 2)),
+    }
+}
+
 impl Builder {
     fn new(batch: usize, height: usize, width: usize) -> Self {
         let tensors = vec![TensorInfo::new(height, width, IMAGE), TensorInfo::new(1, 1, VECTOR)];
@@ -96,11 +105,7 @@ impl Builder {
     /// Rows and columns of what is read.
     fn size(&self, source: &Source) -> (usize, usize) {
         let TensorInfo { height, width, .. } = self.tensors[source.parts[0]];
-        match source.resample {
-            Resample::None => (height, width),
-            Resample::NearestUp => (2 * height, 2 * width),
-            Resample::AverageDown => (height / 2, width / 2),
-        }
+        resampled((height, width), source.resample).unwrap()
     }
 
     /// Group norm of a concatenation.
@@ -272,14 +277,8 @@ fn check_conv(shape: &ConvShape) {
     let residual = shape.residual.and_then(|resample| {
         // One whose resampling undoes what was done to the image, if there is one.
         [Resample::None, Resample::NearestUp, Resample::AverageDown].into_iter().find_map(|made| {
-            let source = Source { parts: vec![builder.image], norm: None, resample: made };
-            let (h, w) = builder.size(&source);
-            let (h, w) = match resample {
-                Resample::None => (h, w),
-                Resample::NearestUp => (2 * h, 2 * w),
-                Resample::AverageDown => (h / 2, w / 2),
-            };
-            (h > 0 && w > 0 && (h, w) == (height, width)).then(|| {
+            let (h, w) = resampled((shape.height, shape.width), made)?;
+            (resampled((h, w), resample)? == (height, width)).then(|| {
                 let part = builder.map(shape.outputs, made);
                 Source { parts: vec![part], norm: None, resample }
             })
@@ -316,12 +315,11 @@ prop_compose! {
         let batch = if large { batch.min(2) } else { batch };
         let (height, width) = match resample {
             Resample::NearestUp => (height.div_ceil(2), width.div_ceil(2)),
-            // An odd row or column is not read.
-            Resample::AverageDown => (height + 1, width + 1),
+            Resample::AverageDown => (height.next_multiple_of(2), width.next_multiple_of(2)),
             Resample::None => (height, width),
         };
         // With one pixel a group there is nothing but rounding errors to normalise.
-        let (height, width) = if grouped { (height.max(2), width.max(3)) } else { (height, width) };
+        let (height, width) = if grouped { (height.max(2), width.max(4)) } else { (height, width) };
         let (kernel, stride) = if large { (3, 1) } else { (kernel, if kernel == 1 { 1 } else { stride }) };
         ConvShape {
             batch, height, width, parts, outputs, kernel, stride, norm, silu, resample, bias, sample_bias, residual,
