@@ -118,6 +118,10 @@ struct NetworkArguments {
     #[arg(long, value_name = "N", value_parser = positive, conflicts_with_all = ["resume", "init"])]
     width: Option<usize>,
 
+    /// Channels of an attention head; the coarser levels' channels are multiples of it [default: 64]
+    #[arg(long, value_name = "N", value_parser = positive, conflicts_with_all = ["resume", "init"])]
+    head_channels: Option<usize>,
+
     /// Side of the crops in pixels, a multiple of 32 (the paper's 256) [default: 128]
     #[arg(long, value_name = "PIXELS", value_parser = positive, conflicts_with = "resume")]
     size: Option<usize>,
@@ -328,6 +332,7 @@ impl Arguments {
             None => UnetConfig {
                 image_size: self.network.size.unwrap_or(128),
                 model_channels: self.network.width.unwrap_or(64),
+                num_head_channels: self.network.head_channels.or(UnetConfig::mdm_paper().num_head_channels),
                 ..UnetConfig::mdm_paper()
             },
         };
