@@ -180,6 +180,11 @@ fn resampled(resample: Resample, height: usize, width: usize) -> (usize, usize) 
     }
 }
 
+/// Rows or columns of a map that may be averaged: whole pairs.
+fn paired(averaged: bool, size: usize) -> usize {
+    if averaged { size.next_multiple_of(2) } else { size }
+}
+
 fn resample() -> impl Strategy<Value = Resample> {
     prop_oneof![Just(Resample::None), Just(Resample::NearestUp), Just(Resample::AverageDown)]
 }
@@ -199,9 +204,7 @@ proptest! {
         norm in 0u8..3,
     ) {
         let mut problem = Problem::new(batch);
-        // What is averaged before a convolution has whole pairs of pixels.
-        let (height, width) =
-            if resample == Resample::AverageDown { (2 * height, 2 * width) } else { (height, width) };
+        let [height, width] = [height, width].map(|size| paired(resample == Resample::AverageDown, size));
         let channels: usize = parts.iter().sum();
         let parts = parts.iter().map(|&channels| problem.input(height, width, channels)).collect();
         let norm = problem.norm(norm, channels);
@@ -248,6 +251,7 @@ proptest! {
         silu in any::<bool>(),
     ) {
         let mut problem = Problem::new(batch);
+        let [height, width] = [height, width].map(|size| paired(resample == Resample::AverageDown, size));
         let channels: usize = parts.iter().sum();
         let parts = parts.iter().map(|&channels| problem.input(height, width, channels)).collect();
         let norm = problem.norm(1 + u8::from(silu), channels);
@@ -298,6 +302,8 @@ proptest! {
         affine in 0usize..3,
     ) {
         let mut problem = Problem::new(batch);
+        let averaged = readers.iter().any(|reader| reader.0 == Resample::AverageDown);
+        let [height, width] = [height, width].map(|size| paired(averaged, size));
         let tensor = problem.input(height, width, channels);
         let mut contributions = Vec::new();
         for (resample, norm, before, after) in readers {
