@@ -25,26 +25,53 @@ pub const fn points(tile: usize) -> usize {
     (tile + 2) * (tile + 2)
 }
 
-/// `G g G^T` in f64, for tiles of 4 x 4 or 2 x 2 outputs.
+/// `G g G^T` of one filter, as [`transform_filters`] computes it.
 pub fn transform_filter(tile: usize, filter: &[f32], mut write: impl FnMut(usize, f32)) {
-    let g = |a: f64, b: f64, c: f64| {
-        if tile == 2 {
-            return [a, (a + b + c) / 2.0, (a - b + c) / 2.0, c, 0.0, 0.0];
-        }
-        let at = |point: f64, divisor: f64| (a + point * b + point * point * c) / divisor;
-        let [zero, near, far] = DIVISORS;
-        [a / zero, at(NEAR, near), at(-NEAR, near), at(FAR, far), at(-FAR, far), c]
-    };
-    let mut columns = [[0.0; MOST_POINTS]; 3];
-    for (x, column) in columns.iter_mut().enumerate() {
-        *column = g(filter[x].into(), filter[3 + x].into(), filter[6 + x].into());
-    }
+    let taps = std::array::from_fn(|tap| [f64::from(filter[tap])]);
+    transform_filters(tile, &taps, |point, [value]| write(point, value));
+}
+
+/// `G g G^T` in f64 of `COUNT` filters side by side, given by their taps, for tiles of 4 x 4 or 2 x 2 outputs.
+#[inline(always)]
+pub fn transform_filters<const COUNT: usize>(
+    tile: usize,
+    taps: &[[f64; COUNT]; 9],
+    mut write: impl FnMut(usize, [f32; COUNT]),
+) {
     let side = tile + 2;
+    let columns: [_; 3] = std::array::from_fn(|x| transform(tile, &taps[x], &taps[3 + x], &taps[6 + x]));
     for y in 0..side {
-        let [a, b, c] = columns.map(|column| column[y]);
-        let row = g(a, b, c);
-        for (x, value) in row.into_iter().enumerate().take(side) {
-            write(y * side + x, value as f32);
+        let row = transform(tile, &columns[0][y], &columns[1][y], &columns[2][y]);
+        for (x, values) in row.iter().enumerate().take(side) {
+            write(y * side + x, values.map(|value| value as f32));
         }
     }
+}
+
+/// `G` times a column of three values.
+#[inline(always)]
+fn transform<const COUNT: usize>(
+    tile: usize,
+    a: &[f64; COUNT],
+    b: &[f64; COUNT],
+    c: &[f64; COUNT],
+) -> [[f64; COUNT]; MOST_POINTS] {
+    let mut result = [[0.0; COUNT]; MOST_POINTS];
+    let mut pair = |first: usize, point: f64, divisor: f64| {
+        for i in 0..COUNT {
+            let (even, odd) = (a[i] + point * point * c[i], point * b[i]);
+            result[first][i] = (even + odd) * (1.0 / divisor);
+            result[first + 1][i] = (even - odd) * (1.0 / divisor);
+        }
+    };
+    if tile == 2 {
+        pair(1, 1.0, 2.0);
+        (result[0], result[3]) = (*a, *c);
+        return result;
+    }
+    let [zero, near, far] = DIVISORS;
+    pair(1, NEAR, near);
+    pair(3, FAR, far);
+    (result[0], result[5]) = (a.map(|value| value * (1.0 / zero)), *c);
+    result
 }

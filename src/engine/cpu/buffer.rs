@@ -28,6 +28,20 @@ impl Buffer {
         Ok(Self { map, len })
     }
 
+    /// The same memory for `len` values, whatever it holds.
+    ///
+    /// # Panics
+    /// If there is no room for them.
+    pub fn resized(self, len: usize) -> Self {
+        assert!(len <= self.capacity(), "{len} values in memory for {}", self.capacity());
+        Self { len, ..self }
+    }
+
+    /// Values that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.map.len() / size_of::<f32>()
+    }
+
     pub fn slice(&self) -> &[f32] {
         &bytemuck::cast_slice(&self.map)[..self.len]
     }

@@ -135,7 +135,7 @@ pub struct StepBuilder<'a> {
 
 impl StepBuilder<'_> {
     fn param(&mut self, id: ParamId, layout: Layout) -> Result<Arc<Buffer>> {
-        self.packed.get(&self.plan.params[id], layout, self.weights)
+        self.packed.get(&self.plan.params[id], layout, self.weights, self.set)
     }
 
     fn panels(&self, grouped: bool) -> Layout {

@@ -1,12 +1,16 @@
 //! Parameters in the layouts that the kernels read.
 
+#![allow(unsafe_code)]
+
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
 use super::buffer::Buffer;
+use super::simd::{InstructionSet, Kernel, Simd};
 use crate::engine::winograd;
 use crate::model::WeightSource;
 use crate::plan::{HEAD_PREFIX, Param};
@@ -26,13 +30,22 @@ pub enum Layout {
 
 /// Packed parameters of one model. An entry is made once and shared by all networks that use it.
 #[derive(Default)]
-pub struct PackedWeights(HashMap<(String, Layout), Arc<Buffer>>);
+pub struct PackedWeights {
+    known: HashMap<(String, Layout), Arc<Buffer>>,
+    spare: Vec<Buffer>,
+}
 
 impl PackedWeights {
     /// The parameter in the given layout, from `weights` unless it is here already.
-    pub fn get(&mut self, param: &Param, layout: Layout, weights: &dyn WeightSource) -> Result<Arc<Buffer>> {
+    pub fn get(
+        &mut self,
+        param: &Param,
+        layout: Layout,
+        weights: &dyn WeightSource,
+        set: InstructionSet,
+    ) -> Result<Arc<Buffer>> {
         let key = (param.name.clone(), layout);
-        if let Some(known) = self.0.get(&key) {
+        if let Some(known) = self.known.get(&key) {
             return Ok(known.clone());
         }
         let tensor = weights.tensor(&param.name)?;
@@ -47,37 +60,64 @@ impl PackedWeights {
         }
         let packed = Arc::new(match layout {
             Layout::Raw => {
-                let mut buffer = Buffer::zeroed(len)?;
+                let mut buffer = self.memory(len)?;
                 buffer.slice_mut().copy_from_slice(&tensor.data);
                 buffer
             }
-            Layout::Panels { panel, grouped: false } => panels(&tensor.data, &param.shape, panel, 1)?,
-            Layout::Panels { panel, grouped: true } => {
-                panels(&tensor.data, &param.shape[1..], panel, param.shape[0])?
+            Layout::Panels { panel, grouped } => {
+                let (groups, shape) =
+                    if grouped { (param.shape[0], &param.shape[1..]) } else { (1, &param.shape[..]) };
+                let panels = groups * shape[0].div_ceil(panel);
+                let mut buffer = self.memory(panels * panel * shape[1..].iter().product::<usize>())?;
+                fill_panels(buffer.slice_mut(), &tensor.data, shape, panel);
+                buffer
             }
-            Layout::Winograd { panel, tile } => winograd_panels(&tensor.data, &param.shape, panel, tile)?,
+            Layout::Winograd { panel, tile } => {
+                let columns = param.shape[0].next_multiple_of(panel);
+                let mut buffer = self.memory(winograd::points(tile) * columns * param.shape[1])?;
+                fill_winograd(buffer.slice_mut(), &tensor.data, &param.shape, panel, tile, set);
+                buffer
+            }
         });
         // The packed copy is all that is needed from here on.
         drop(tensor);
         weights.release(&param.name);
         // Models with other heads share the cache of their backbone.
         if !param.name.starts_with(HEAD_PREFIX) {
-            self.0.insert(key, packed.clone());
+            self.known.insert(key, packed.clone());
         }
         Ok(packed)
     }
+
+    /// Forgets what was packed; its memory takes what is packed next. For parameters that change between uses.
+    pub fn recycle(&mut self) {
+        self.spare.extend(self.known.drain().filter_map(|(_, packed)| Arc::into_inner(packed)));
+    }
+
+    /// Memory for `len` values, whatever it holds.
+    fn memory(&mut self, len: usize) -> Result<Buffer> {
+        // The smallest that has room; where none has, the new one takes the place of the largest.
+        self.spare.sort_by_key(Buffer::capacity);
+        let at = self.spare.partition_point(|buffer| buffer.capacity() < len);
+        if at < self.spare.len() {
+            return Ok(self.spare.remove(at).resized(len));
+        }
+        drop(self.spare.pop());
+        Buffer::zeroed(len)
+    }
 }
 
-/// Packs `groups` matrices of the given shape.
-fn panels(data: &[f32], shape: &[usize], panel: usize, groups: usize) -> Result<Buffer> {
+/// Packs matrices of the given shape, one after another, as [`Layout::Panels`].
+fn fill_panels(packed: &mut [f32], data: &[f32], shape: &[usize], panel: usize) {
     let (outputs, inputs) = (shape[0], shape[1]);
     let taps: usize = shape[2..].iter().product();
-    let per_panel = taps * inputs * panel;
-    let per_group = outputs.div_ceil(panel) * per_panel;
-    let mut buffer = Buffer::zeroed(groups * per_group)?;
-    buffer.slice_mut().par_chunks_mut(per_panel).enumerate().for_each(|(index, chunk)| {
+    packed.par_chunks_mut(taps * inputs * panel).enumerate().for_each(|(index, chunk)| {
         let (group, first) = (index / outputs.div_ceil(panel), index % outputs.div_ceil(panel) * panel);
-        for out in first..outputs.min(first + panel) {
+        let own = first..outputs.min(first + panel);
+        if own.len() < panel {
+            chunk.fill(0.0);
+        }
+        for out in own {
             let filter = &data[(group * outputs + out) * inputs * taps..][..inputs * taps];
             for (i, values) in filter.chunks_exact(taps).enumerate() {
                 for (tap, &value) in values.iter().enumerate() {
@@ -86,30 +126,67 @@ fn panels(data: &[f32], shape: &[usize], panel: usize, groups: usize) -> Result<
             }
         }
     });
-    Ok(buffer)
 }
 
-fn winograd_panels(data: &[f32], shape: &[usize], panel: usize, tile: usize) -> Result<Buffer> {
+/// Packs a 3x3 kernel as [`Layout::Winograd`].
+fn fill_winograd(
+    packed: &mut [f32],
+    data: &[f32],
+    shape: &[usize],
+    panel: usize,
+    tile: usize,
+    set: InstructionSet,
+) {
     let (outputs, inputs) = (shape[0], shape[1]);
     let count = outputs.div_ceil(panel);
-    let per_panel = inputs * panel;
-    let mut buffer = Buffer::zeroed(winograd::points(tile) * count * per_panel)?;
     // Panels of all points, so that each thread transforms the filters of its own outputs.
     let mut by_panel: Vec<Vec<&mut [f32]>> =
         (0..count).map(|_| Vec::with_capacity(winograd::points(tile))).collect();
-    for (index, chunk) in buffer.slice_mut().chunks_mut(per_panel).enumerate() {
+    for (index, chunk) in packed.chunks_mut(inputs * panel).enumerate() {
         by_panel[index % count].push(chunk);
     }
-    by_panel.par_chunks_mut(1).enumerate().for_each(|(index, points)| {
-        let first = index * panel;
-        for out in first..outputs.min(first + panel) {
+    by_panel.par_iter_mut().enumerate().for_each(|(index, points)| {
+        let outputs = index * panel..outputs.min((index + 1) * panel);
+        // SAFETY: the set is this machine's.
+        unsafe { set.run(TransformFilters { points, data, inputs, outputs, panel, tile }) };
+    });
+}
+
+/// Transforms the filters of the outputs of one panel.
+struct TransformFilters<'a> {
+    /// The panel at each point.
+    points: &'a mut [&'a mut [f32]],
+    data: &'a [f32],
+    inputs: usize,
+    outputs: Range<usize>,
+    panel: usize,
+    tile: usize,
+}
+
+/// Filters side by side.
+const SIDE_BY_SIDE: usize = 8;
+
+impl Kernel for TransformFilters<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { points, data, inputs, outputs, panel, tile } = self;
+        for lane in (0..panel).step_by(SIDE_BY_SIDE) {
+            let first = outputs.start + lane;
+            let count = outputs.end.saturating_sub(first).min(SIDE_BY_SIDE);
             for i in 0..inputs {
-                let filter = &data[(out * inputs + i) * 9..][..9];
-                winograd::transform_filter(tile, filter, |point, value| {
-                    points[0][point][i * panel + out - first] = value;
+                let mut taps = [[0.0; SIDE_BY_SIDE]; 9];
+                for out in 0..count {
+                    let filter = &data[((first + out) * inputs + i) * 9..][..9];
+                    for (tap, &value) in taps.iter_mut().zip(filter) {
+                        tap[out] = f64::from(value);
+                    }
+                }
+                winograd::transform_filters(tile, &taps, |point, values| {
+                    points[point][i * panel + lane..][..SIDE_BY_SIDE].copy_from_slice(&values);
                 });
             }
         }
-    });
-    Ok(buffer)
+    }
 }
