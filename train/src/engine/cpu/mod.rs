@@ -37,6 +37,8 @@ pub struct CpuProgram {
     arena: Buffer,
     shared: Buffer,
     private: Vec<Mutex<Buffer>>,
+    /// Memory for the parameters of one instruction at a time, which change with every step.
+    packed: PackedWeights,
     seconds: Vec<f64>,
 }
 
@@ -49,6 +51,7 @@ impl CpuProgram {
         let (set, pool) = (engine.set(), engine.pool().clone());
         let threads = pool.current_num_threads();
         let mut size = ScratchSize::default();
+        let mut packed = PackedWeights::default();
         // Steps are made anew whenever they run, since their weights change; here they only say what they need.
         let places = Places::new(program.params());
         let zeros = Buffer::zeroed(places.len())?;
@@ -56,8 +59,8 @@ impl CpuProgram {
         for instruction in &program.instructions {
             let one = match instruction {
                 Instruction::Network(op) => pool.install(|| {
-                    let packed = &mut PackedWeights::default();
-                    let mut builder = step_builder(&program, op, &values, packed, set, threads);
+                    packed.recycle();
+                    let mut builder = step_builder(&program, op, &values, &mut packed, set, threads);
                     Ok::<_, Error>(builder.step(op)?.scratch())
                 })?,
                 Instruction::Gradient(gradient) => scratch(gradient, &program, set.panel()),
@@ -71,6 +74,7 @@ impl CpuProgram {
             arena: Buffer::zeroed(program.plan.arena_len)?,
             shared: Buffer::zeroed(size.shared)?,
             private,
+            packed,
             seconds: vec![0.0; program.instructions.len()],
             set,
             pool,
@@ -123,7 +127,8 @@ impl CpuProgram {
             private: &self.private,
         };
         let gradients = Gradients::new(values.places, gradients);
-        let (program, threads, seconds) = (&self.program, self.private.len(), &mut self.seconds);
+        let (program, threads) = (&self.program, self.private.len());
+        let (packed, seconds) = (&mut self.packed, &mut self.seconds);
         self.pool.install(|| {
             let mut loss = 0.0;
             for (instruction, seconds) in program.instructions.iter().zip(seconds) {
@@ -131,7 +136,7 @@ impl CpuProgram {
                 let start = Instant::now();
                 match instruction {
                     Instruction::Network(op) => {
-                        let packed = &mut PackedWeights::default();
+                        packed.recycle();
                         step_builder(program, op, values, packed, context.set, threads)
                             .step(op)?
                             .run(&context);
