@@ -21,6 +21,14 @@ pub(super) struct Rows {
     pub count: usize,
 }
 
+impl Rows {
+    /// Makes the left matrix the right one.
+    pub(super) fn exchange(&mut self) {
+        std::mem::swap(&mut self.left, &mut self.right);
+        std::mem::swap(&mut self.left_stride, &mut self.right_stride);
+    }
+}
+
 /// `out[i, j] = [out[i, j] +] sum over rows r of left[r, i] * right[r, j]`.
 ///
 /// # Safety
@@ -132,6 +140,8 @@ impl<const R: usize> Tile<'_, R> {
                 let mut rest = rows.count;
                 while rest > 0 {
                     let steps = runs.next(rest, sums);
+                    // A copy that no reference outlives, or the compiler writes it to memory at every step.
+                    let mut own = *sums;
                     for _ in 0..steps {
                         let second = right.wrapping_add(S::LANES);
                         let values = if FULL {
@@ -139,10 +149,11 @@ impl<const R: usize> Tile<'_, R> {
                         } else {
                             [load::<S>(right, lanes[0]), load::<S>(second, lanes[1])]
                         };
-                        step::<S, R>(sums, left, values);
+                        step::<S, R>(&mut own, left, values);
                         left = left.wrapping_add(rows.left_stride);
                         right = right.wrapping_add(rows.right_stride);
                     }
+                    *sums = own;
                     rest -= steps;
                 }
             }

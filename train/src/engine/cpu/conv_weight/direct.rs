@@ -21,6 +21,9 @@ const GROUPS: usize = 16;
 /// Outputs of a task.
 const SHARE: usize = 64;
 
+/// Outputs up to which they are the rows of the product, not its columns, of which it computes many at a time.
+const FEW_OUTPUTS: usize = 8;
+
 pub(super) struct Direct<'a> {
     op: &'a ConvWeight<'a>,
     inputs: usize,
@@ -29,6 +32,8 @@ pub(super) struct Direct<'a> {
     size: (usize, usize),
     batch: usize,
     groups: usize,
+    /// Whether sums lie as `[out][taps][in]` instead of `[taps][in][out]`.
+    outputs_first: bool,
     /// Rows, columns of the padded, normalised input; none where it is read in place.
     stage: Option<(usize, usize)>,
 }
@@ -46,6 +51,7 @@ impl<'a> Direct<'a> {
             outputs: output.channels,
             size: (output.height, output.width),
             batch,
+            outputs_first: output.channels <= FEW_OUTPUTS,
             groups: if few { GROUPS.min(batch * output.height) } else { 1 },
             stage: (op.kernel == 3 || !plain)
                 .then_some((output.height * op.stride + padding, output.width * op.stride + padding)),
@@ -105,21 +111,32 @@ impl<'a> Direct<'a> {
             let (block, share) = (&blocks[rest / shares], rest % shares);
             let columns = share * SHARE..self.outputs.min((share + 1) * SHARE);
             let units = group * units / self.groups..(group + 1) * units / self.groups;
-            let rows = self.rows(context, &reader, &gradient, block.part, units, columns.start);
-            let start = group * self.weights() + block.first * self.outputs + columns.start;
+            let mut rows = self.rows(context, &reader, &gradient, block.part, units, columns.start);
+            let (mut height, mut width) = (block.height, columns.len());
+            let (input_stride, output_stride) = self.strides();
+            let start = group * self.weights() + block.first * input_stride + columns.start * output_stride;
+            if self.outputs_first {
+                rows.iter_mut().for_each(Rows::exchange);
+                (height, width) = (width, height);
+            }
             let kernel = Outer {
                 rows: &rows,
-                height: block.height,
-                width: columns.len(),
+                height,
+                width,
                 accumulate: false,
                 // SAFETY: each task writes its own group, rows and columns.
                 out: unsafe { sums.add(start) }.get(),
-                out_stride: self.outputs,
+                out_stride: input_stride.max(output_stride),
             };
             // SAFETY: as above; what is read lies in the maps.
             unsafe { context.dispatch(Sum(kernel)) }
         });
         self.add_up(context, sums, gradients);
+    }
+
+    /// Distances in the sums from one tap or input to the next, and from one output to the next.
+    fn strides(&self) -> (usize, usize) {
+        if self.outputs_first { (1, self.weights() / self.outputs) } else { (self.outputs, 1) }
     }
 
     /// Where the rows of the convolution's result, counted through all samples, read input and gradient.
@@ -153,10 +170,11 @@ impl<'a> Direct<'a> {
             .collect()
     }
 
-    /// Adds the sums of all groups to the gradient, `[taps][in][out]` to `[out][in][taps]`.
+    /// Adds the sums of all groups to the gradient, which lies as `[out][in][taps]`.
     fn add_up(&self, context: &Context<'_>, sums: SharedMut, gradients: &Gradients<'_>) {
         let (inputs, outputs, weights) = (self.inputs, self.outputs, self.weights());
         let taps = self.op.kernel * self.op.kernel;
+        let (input_stride, output_stride) = self.strides();
         let target = gradients.of(self.op.weight);
         context.parallel(outputs.div_ceil(SHARE), |task| {
             let columns = task * SHARE..outputs.min((task + 1) * SHARE);
@@ -165,12 +183,13 @@ impl<'a> Direct<'a> {
                 for tap in 0..taps {
                     totals.fill(0.0);
                     for group in 0..self.groups {
-                        let start = group * weights + (tap * inputs + i) * outputs + columns.start;
-                        // SAFETY: written before.
-                        let row = unsafe {
-                            std::slice::from_raw_parts(sums.get().add(start).cast_const(), columns.len())
-                        };
-                        totals.iter_mut().zip(row).for_each(|(total, value)| *total += value);
+                        let start = group * weights
+                            + (tap * inputs + i) * input_stride
+                            + columns.start * output_stride;
+                        for (out, total) in totals.iter_mut().enumerate().take(columns.len()) {
+                            // SAFETY: written before.
+                            *total += unsafe { *sums.get().add(start + out * output_stride) };
+                        }
                     }
                     for (out, total) in columns.clone().zip(totals) {
                         // SAFETY: each task adds to its own outputs.

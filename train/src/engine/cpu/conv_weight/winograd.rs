@@ -26,7 +26,11 @@ const POINTS: usize = SIDE * SIDE;
 
 /// Values of the 36 sums up to which tiles are divided into groups that are summed by themselves.
 const FEW_SUMS: usize = 640_000;
-const GROUPS: usize = 16;
+const FEWEST_GROUPS: usize = 4;
+const MOST_GROUPS: usize = 16;
+
+/// Tiles of a group at least: fewer are not worth writing all sums once more.
+const GROUP_TILES: usize = 128;
 
 /// Values of transformed tiles that a task of a group works on; they should stay in the second-level cache.
 const BLOCK_VALUES: usize = 1 << 18;
@@ -36,7 +40,7 @@ const FEWEST_BLOCK_TILES: usize = 16;
 const MOST_BLOCK_TILES: usize = 128;
 
 /// Tiles that go through one step at a time where tasks divide the results.
-const STEP_TILES: usize = 512;
+const STEP_TILES: usize = 256;
 
 /// Inputs of a task that adds up.
 const SHARE: usize = 8;
@@ -68,8 +72,8 @@ impl<'a> Winograd<'a> {
         let tiles = grid.0 * grid.1 * plan.options.batch;
         let fitting = BLOCK_VALUES / (POINTS * (stride(inputs) + stride(outputs)));
         let block = fitting.clamp(FEWEST_BLOCK_TILES, MOST_BLOCK_TILES);
-        let groups = GROUPS.min(tiles / block);
-        if POINTS * inputs * outputs <= FEW_SUMS && groups > 1 {
+        let groups = MOST_GROUPS.min(tiles / GROUP_TILES);
+        if POINTS * inputs * outputs <= FEW_SUMS && groups >= FEWEST_GROUPS {
             Self { op, inputs, outputs, grid, tiles, groups, block }
         } else {
             Self { op, inputs, outputs, grid, tiles, groups: 1, block: tiles.min(STEP_TILES) }
@@ -229,27 +233,33 @@ impl Kernel for Transform<'_> {
         // SAFETY: ring and transformed tiles have the size that they need.
         unsafe {
             let out = self.out.add(start);
-            let mut tile = self.tiles.start;
-            while tile < self.tiles.end {
-                // The rest of this row of tiles.
-                let (sample, index) = (tile / per_sample, tile % per_sample);
-                let (tile_y, tile_x) = (index / op.grid.1, index % op.grid.1);
-                let run = (op.grid.1 - tile_x).min(self.tiles.end - tile);
-                let (y, x) = ((tile_y * TILE) as isize, (tile_x * TILE) as isize);
-                let padding = isize::from(self.first);
-                let (rows, columns) = if self.first { (SIDE, TILE * run + 2) } else { (TILE, TILE * run) };
-                let row_len = columns * CHUNK;
-                for chunk in self.channels.clone().step_by(CHUNK) {
-                    for row in 0..rows {
+            let (side, padding) = if self.first { (SIDE, 1) } else { (TILE, 0) };
+            let row_len = (TILE * op.grid.1 + 2) * CHUNK;
+            for chunk in self.channels.clone().step_by(CHUNK) {
+                // The row after those in the ring, counted from the padding above the sample: row r lives in slot r % side. A
+                // row of tiles goes on with those of the one above it where that was there from its first column on.
+                let mut filled = 0;
+                let mut tile = self.tiles.start;
+                while tile < self.tiles.end {
+                    // The rest of this row of tiles.
+                    let (sample, index) = (tile / per_sample, tile % per_sample);
+                    let (tile_y, tile_x) = (index / op.grid.1, index % op.grid.1);
+                    let run = (op.grid.1 - tile_x).min(self.tiles.end - tile);
+                    let whole = tile >= self.tiles.start + op.grid.1;
+                    if !whole || tile_y == 0 {
+                        filled = TILE * tile_y;
+                    }
+                    while filled < TILE * tile_y + side {
                         self.reader.row::<S>(
                             sample,
-                            y + row as isize - padding,
-                            x - padding,
-                            columns,
+                            filled as isize - padding as isize,
+                            (TILE * tile_x) as isize - padding as isize,
+                            TILE * run + 2 * padding,
                             chunk..chunk + CHUNK,
-                            self.ring.add(row * row_len),
+                            self.ring.add(filled % side * row_len),
                             CHUNK,
                         );
+                        filled += 1;
                     }
                     for i in 0..run {
                         let to = out.add((tile - self.tiles.start + i) * stride + chunk);
@@ -258,15 +268,21 @@ impl Kernel for Transform<'_> {
                         while c < CHUNK {
                             let (from, to) = (from.add(c), to.add(c));
                             if self.first {
-                                input_tile::<S, TILE>(from, row_len, 0, to, count * stride);
+                                input_tile::<S, TILE>(
+                                    from,
+                                    row_len,
+                                    TILE * tile_y % SIDE,
+                                    to,
+                                    count * stride,
+                                );
                             } else {
                                 gradient_tile::<S>(from, row_len, to, count * stride);
                             }
                             c += S::LANES;
                         }
                     }
+                    tile += run;
                 }
-                tile += run;
             }
         }
     }
