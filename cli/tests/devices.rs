@@ -124,6 +124,7 @@ fn fitted(folder: &Path) {
         [&fit[..], &["--window", "64", "--ensemble", "2", "--no-held-out", "--json", "-o", "model"]].concat();
     let report = mdm(folder, &fit).expect(0, &[]).json();
     assert_eq!((&report["device"]["backend"], &report["fallback"]), (&"cpu".into(), &Value::Null));
+    assert_eq!(report["head_device"], serde_json::json!({ "gpu": null, "fallback": null }));
 }
 
 /// Labels and probabilities of the image, class by class.

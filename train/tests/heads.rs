@@ -6,7 +6,7 @@ mod support;
 
 use std::sync::Mutex;
 
-use mdm::{CancelToken, Control, Error, Progress};
+use mdm::{CancelToken, Control, Device, Error, Progress};
 use mdm_train::fit::{FitOptions, FittedHeads, Samples, fit_heads};
 use proptest::prelude::*;
 use support::uniform;
@@ -31,8 +31,12 @@ fn quick() -> FitOptions {
     FitOptions { ensemble: 3, min_steps: 150, batch: 700, ..FitOptions::default() }
 }
 
+fn cpu(threads: usize) -> Device {
+    Device::cpu(Some(threads)).unwrap()
+}
+
 fn fitted(samples: &Samples, classes: usize, options: &FitOptions, threads: usize) -> FittedHeads {
-    fit_heads(samples, classes, options, threads, &Control::none()).unwrap()
+    fit_heads(samples, classes, options, &cpu(threads), &Control::none()).unwrap()
 }
 
 #[test]
@@ -132,7 +136,7 @@ fn progress_is_complete_and_cancelling_stops() {
     let control = Control::none().with_progress(&report);
     let samples = samples(2000, 2);
     let options = FitOptions { patience: 20, ..quick() };
-    fit_heads(&samples, 2, &options, 3, &control).unwrap();
+    fit_heads(&samples, 2, &options, &cpu(3), &control).unwrap();
     let seen = seen.into_inner().unwrap();
     assert!(seen.windows(2).all(|pair| pair[0].done <= pair[1].done && pair[0].total == pair[1].total));
     assert_eq!(seen.last().unwrap().done, seen[0].total);
@@ -145,14 +149,16 @@ fn progress_is_complete_and_cancelling_stops() {
         }
     };
     let control = Control::none().with_cancel(&token).with_progress(&cancel_at_ten);
-    assert!(matches!(fit_heads(&samples, 2, &quick(), 2, &control), Err(Error::Cancelled)));
+    assert!(matches!(fit_heads(&samples, 2, &quick(), &cpu(2), &control), Err(Error::Cancelled)));
 }
 
 #[test]
 fn what_cannot_be_fitted_is_said() {
     let fails = |samples: &Samples, classes, options: FitOptions, words: &str| {
-        let error =
-            fit_heads(samples, classes, &options, 1, &Control::none()).map(drop).unwrap_err().to_string();
+        let error = fit_heads(samples, classes, &options, &cpu(1), &Control::none())
+            .map(drop)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(words), "{error}");
     };
     let good = samples(100, 3);

@@ -7,7 +7,8 @@ use mdm::model::{Class, Model, Save, StoredType};
 use mdm::segment::FeatureOptions;
 use mdm::{Control, Device, Error};
 use mdm_train::fit::{
-    FitOptions, FitReport, HeldOutPart, LabelledImage, LabelledImages, PixelScores, collect, fit_collected,
+    FitOptions, FitReport, HeadDevice, HeldOutPart, LabelledImage, LabelledImages, PixelScores, collect,
+    fit_collected,
 };
 use serde::Serialize;
 
@@ -176,6 +177,8 @@ struct Report<'a> {
     microns_per_pixel: Option<f64>,
     feature_seconds: f64,
     head_seconds: f64,
+    /// Where the heads were trained.
+    head_device: &'a HeadDevice,
     #[serde(flatten)]
     used: UsedDevice,
 }
@@ -236,6 +239,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         microns_per_pixel: fitted.model.metadata().microns_per_pixel,
         feature_seconds: fitted.feature_seconds,
         head_seconds: fitted.head_seconds,
+        head_device: &fitted.head_device,
         used: UsedDevice::of(&device),
     };
     if arguments.json { print_json(&report) } else { print(&in_words(&report)) }
@@ -279,6 +283,9 @@ fn in_words(report: &Report<'_>) -> String {
         report.feature_seconds,
         report.head_seconds
     )];
+    if let Some(reason) = &report.head_device.fallback {
+        lines.push(format!("  heads on the CPU: {reason}"));
+    }
     for (index, class) in report.classes.iter().enumerate() {
         lines.push(format!("  class {index} {}: {} labelled pixels", class.name, class.labelled_pixels));
     }

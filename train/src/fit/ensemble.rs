@@ -3,16 +3,20 @@
 use std::sync::Mutex;
 
 use mdm::model::Head;
-use mdm::{Control, Error, Result};
+use mdm::{Control, Device, Error, Result};
 use rayon::prelude::*;
 
+#[cfg(feature = "gpu")]
+use super::gpu::GpuHeads;
 use super::options::{FitOptions, RefineOptions};
 use super::parameters::{Layout, Shape};
+use super::place::{HeadDevice, Place};
 use super::predictor::{PixelScores, score};
 use super::random::Random;
 use super::samples::{Parts, Samples};
 use super::standardise::Standardisation;
-use super::trainer::Trainer;
+use super::state::HeadState;
+use super::trainer::{HeadTrainer, Trainer};
 
 /// Samples on which a score or the features' scale is taken, at most; they are evenly spaced.
 const SCORED: usize = 1 << 16;
@@ -43,21 +47,25 @@ pub struct FittedHeads {
     pub steps: Vec<usize>,
     /// Smoothed loss of each head at its end.
     pub losses: Vec<f64>,
+    /// Where the heads were trained.
+    pub device: HeadDevice,
 }
 
-/// Fits heads for `classes` classes on `threads` threads of its own; their number does not change the result.
+/// Fits heads for `classes` classes on `device`: a GPU, or the host's processor, with as many threads of their own as the
+/// device uses; their number does not change the result. Instead of a GPU that is software, or that has no memory for the
+/// samples, the host is taken, and [`FittedHeads::device`] says why. The same seed gives the same heads on the same device.
 ///
 /// # Errors
 /// [`Error::Invalid`] for options out of range, for features that are not finite, for fewer than two classes with samples and for a sample of a class that
-/// is not below `classes`; [`Error::Cancelled`].
+/// is not below `classes`; [`Error::Cancelled`]; [`Error::DeviceLost`] and other errors of a GPU.
 pub fn fit_heads(
     samples: &Samples,
     classes: usize,
     options: &FitOptions,
-    threads: usize,
+    device: &Device,
     control: &Control<'_>,
 ) -> Result<FittedHeads> {
-    fit_parts(&samples.into(), classes, options, threads, control)
+    fit_parts(&samples.into(), classes, options, &Place::of(device), control)
 }
 
 /// [`fit_heads`] on samples from several places.
@@ -65,7 +73,7 @@ pub(crate) fn fit_parts(
     samples: &Parts<'_>,
     classes: usize,
     options: &FitOptions,
-    threads: usize,
+    place: &Place<'_>,
     control: &Control<'_>,
 ) -> Result<FittedHeads> {
     options.validate()?;
@@ -85,7 +93,7 @@ pub(crate) fn fit_parts(
     let job = Job::new(samples, &all, classes, options, 0);
     let random = |stream: usize| Random::new(options.seed, stream as u64);
     jobs.extend((0..options.ensemble).map(|stream| Job { random: random(stream), ..job.clone() }));
-    run(jobs, samples, threads, control, |fitted| {
+    run(&jobs, samples, place, control, |fitted| {
         let held_out = if probe {
             let probe = fitted.remove(0);
             Some(score(&[probe.head], samples, &spaced(&held, SCORED))?)
@@ -107,7 +115,7 @@ pub(crate) fn refine_parts(
     fresh: &[u32],
     classes: usize,
     (options, refine, pass): (&FitOptions, &RefineOptions, u64),
-    threads: usize,
+    place: &Place<'_>,
     control: &Control<'_>,
 ) -> Result<FittedHeads> {
     options.validate()?;
@@ -133,7 +141,7 @@ pub(crate) fn refine_parts(
         let random = Random::new(options.seed ^ pass.rotate_left(32), stream as u64);
         jobs.push(Job { start: Some(head), random, ..job.clone() });
     }
-    run(jobs, samples, threads, control, |_| Ok((None, spaced(&all, REFINED_SCORED))))
+    run(&jobs, samples, place, control, |_| Ok((None, spaced(&all, REFINED_SCORED))))
 }
 
 /// The numbers of all samples, if heads can be fitted on them.
@@ -155,34 +163,67 @@ fn check(samples: &Parts<'_>, classes: usize) -> Result<Vec<u32>> {
     Ok(all)
 }
 
-/// Does the jobs side by side. `finish` takes jobs that are no heads of the ensemble away from the front, and says on which
+/// Does the jobs. `finish` takes jobs that are no heads of the ensemble away from the front, and says on which
 /// samples the ensemble is scored.
 fn run(
-    jobs: Vec<Job<'_>>,
+    jobs: &[Job<'_>],
     samples: &Parts<'_>,
-    threads: usize,
+    place: &Place<'_>,
     control: &Control<'_>,
     finish: impl FnOnce(&mut Vec<Fitted>) -> Result<(Option<PixelScores>, Vec<u32>)> + Send,
 ) -> Result<FittedHeads> {
+    let threads = place.threads();
     let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.max(1))
+        .num_threads(threads)
         .thread_name(|index| format!("mdm-fit-{index}"))
         .build()
         .map_err(|error| Error::Device(format!("cannot start {threads} threads: {error}")))?;
     let progress = Steps::new(control, jobs.iter().map(|job| job.steps as u64).sum());
     pool.install(|| {
-        let mut fitted = jobs
-            .par_iter()
-            .with_max_len(1)
-            .map(|job| job.run(samples, &progress))
-            .collect::<Result<Vec<_>>>()?;
+        let (mut fitted, device) = train(jobs, samples, place, &progress)?;
         let (held_out, scored) = finish(&mut fitted)?;
         let steps = fitted.iter().map(|fitted| fitted.steps).collect();
         let losses = fitted.iter().map(|fitted| fitted.loss).collect();
         let heads: Vec<Head> = fitted.into_iter().map(|fitted| fitted.head).collect();
         let training = score(&heads, samples, &scored)?;
-        Ok(FittedHeads { heads, training, held_out, steps, losses })
+        Ok(FittedHeads { heads, training, held_out, steps, losses, device })
     })
+}
+
+/// Does the jobs one after another on a GPU, or side by side on the current thread pool.
+fn train(
+    jobs: &[Job<'_>],
+    samples: &Parts<'_>,
+    place: &Place<'_>,
+    progress: &Steps<'_>,
+) -> Result<(Vec<Fitted>, HeadDevice)> {
+    #[cfg_attr(not(feature = "gpu"), expect(unused_mut, reason = "there is no device that may lack memory"))]
+    let mut device = place.host();
+    #[cfg(feature = "gpu")]
+    if let (Some(engine), Some(first)) = (place.gpu(), jobs.first()) {
+        let batches: Vec<usize> = jobs.iter().map(|job| job.batch).collect();
+        match GpuHeads::new(engine, samples, first.shape, &batches) {
+            Ok(mut heads) => {
+                let on_gpu = |job: &Job<'_>| {
+                    let (state, random) = job.start();
+                    let trainer = heads.start(state, job.batch, job.class_weights.clone())?;
+                    job.run(trainer, random, progress)
+                };
+                let fitted = jobs.iter().map(on_gpu).collect::<Result<_>>()?;
+                return Ok((fitted, place.device()));
+            }
+            // Nothing was done so far.
+            Err(Error::OutOfMemory(reason)) => device.fallback = Some(reason),
+            Err(other) => return Err(other),
+        }
+    }
+    let on_host = |job: &Job<'_>| {
+        let (state, random) = job.start();
+        let mut trainer = Trainer::new(samples, state, job.batch, job.class_weights.clone());
+        job.run(&mut trainer, random, progress)
+    };
+    let fitted = jobs.par_iter().with_max_len(1).map(on_host).collect::<Result<_>>()?;
+    Ok((fitted, device))
 }
 
 /// One head to be fitted.
@@ -250,47 +291,66 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn trainer(&self, random: &mut Random) -> Trainer {
-        let (scale, weights) = (self.standardisation.clone(), self.class_weights.clone());
-        match self.start {
-            Some(head) => Trainer::continuing(head, self.shape, scale, self.batch, weights),
-            None => {
-                let parameters = Layout::new(&self.shape).initial(random);
-                Trainer::new(self.shape, scale, parameters, self.batch, weights)
-            }
-        }
+    /// The head before its first step, and the random numbers that are left for its batches.
+    fn start(&self) -> (HeadState, Random) {
+        let (scale, mut random) = (self.standardisation.clone(), self.random.clone());
+        let state = match self.start {
+            Some(head) => HeadState::of(head, self.shape, scale),
+            None => HeadState::new(self.shape, scale, Layout::new(&self.shape).initial(&mut random)),
+        };
+        (state, random)
     }
 
-    fn run(&self, samples: &Parts<'_>, progress: &Steps<'_>) -> Result<Fitted> {
-        let mut random = self.random.clone();
-        let mut trainer = self.trainer(&mut random);
+    fn run(
+        &self,
+        trainer: &mut impl HeadTrainer,
+        mut random: Random,
+        progress: &Steps<'_>,
+    ) -> Result<Fitted> {
         let mut order = Order::new(self.picked);
         let mut fresh = Order::new(self.fresh);
         let fresh_share = (self.batch / 2).min(self.fresh.len() * MOST_REPEATED);
-        let mut picked = Vec::with_capacity(self.batch);
+        let (mut picked, mut rates) = (Vec::new(), Vec::new());
         let mut stop = EarlyStop::new(self.patience);
-        let mut taken = 0;
-        while taken < self.steps {
+        let (mut taken, mut stopped) = (0, false);
+        while taken < self.steps && !stopped {
             picked.clear();
-            fresh.take(fresh_share, &mut random, &mut picked);
-            order.take(self.batch - fresh_share, &mut random, &mut picked);
-            let rate = self.learning_rate * (1.0 - taken as f64 / self.steps as f64);
-            let loss = trainer.step(samples, &picked, rate);
-            if !loss.is_finite() {
-                return Err(Error::invalid(
-                    "features",
-                    "the loss grew beyond all numbers; they may be too large, or the learning rate too high",
-                ));
+            rates.clear();
+            for step in taken..self.steps.min(taken + trainer.most_steps()) {
+                fresh.take(fresh_share, &mut random, &mut picked);
+                order.take(self.batch - fresh_share, &mut random, &mut picked);
+                rates.push(self.learning_rate * (1.0 - step as f64 / self.steps as f64));
             }
-            taken += 1;
-            progress.advance(1)?;
-            if stop.after(loss) {
-                break;
+            // What is known late ends a head late: all steps that were taken count.
+            for loss in trainer.steps(&picked, &rates, progress.control)? {
+                if !loss.is_finite() {
+                    return Err(diverged());
+                }
+                taken += 1;
+                progress.advance(1)?;
+                stopped |= stop.after(loss);
             }
         }
         progress.advance((self.steps - taken) as u64)?;
-        Ok(Fitted { head: trainer.head(), steps: taken, loss: stop.smoothed() })
+        let head = trainer.head()?;
+        if !is_finite(&head) {
+            return Err(diverged());
+        }
+        Ok(Fitted { head, steps: taken, loss: stop.smoothed() })
     }
+}
+
+fn diverged() -> Error {
+    let reason = "the loss grew beyond all numbers; they may be too large, or the learning rate too high";
+    Error::invalid("features", reason)
+}
+
+/// Whether all of a head's values are numbers.
+fn is_finite(head: &Head) -> bool {
+    let linear = head.linear.iter().flat_map(|layer| [&layer.weight, &layer.bias]);
+    let norm =
+        head.norm.iter().flat_map(|norm| [&norm.weight, &norm.bias, &norm.running_mean, &norm.running_var]);
+    linear.chain(norm).all(|values| values.iter().all(|value| value.is_finite()))
 }
 
 /// Samples in random order, again and again.

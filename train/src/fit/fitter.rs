@@ -15,8 +15,9 @@ use super::kept::{Pixels, Window, bytes};
 use super::labels::{LabelledImage, LabelledImages, scaled};
 use super::options::{FitOptions, RefineOptions};
 use super::parameters::Shape;
+use super::place::Place;
 use super::random::Random;
-use super::run::{fit_threads, fitted_model};
+use super::run::fitted_model;
 use super::samples::{Parts, Samples};
 use crate::metrics::UNLABELLED;
 
@@ -325,8 +326,8 @@ impl HeadFitter {
     /// Those of [`fit_heads`](super::fit_heads); the last heads stay.
     pub fn fit(&mut self, control: &Control<'_>) -> Result<FittedHeads> {
         let (samples, _) = self.parts();
-        let threads = fit_threads(&self.device);
-        let fitted = fit_parts(&samples, self.classes.len(), &self.options, threads, control)?;
+        let place = Place::of(&self.device);
+        let fitted = fit_parts(&samples, self.classes.len(), &self.options, &place, control)?;
         self.keep(fitted)
     }
 
@@ -342,8 +343,8 @@ impl HeadFitter {
         }
         let (samples, fresh) = self.parts();
         let how = (&self.options, options, self.passes);
-        let (classes, threads) = (self.classes.len(), fit_threads(&self.device));
-        let fitted = refine_parts(&self.heads, &samples, &fresh, classes, how, threads, control)?;
+        let (classes, place) = (self.classes.len(), Place::of(&self.device));
+        let fitted = refine_parts(&self.heads, &samples, &fresh, classes, how, &place, control)?;
         self.keep(fitted)
     }
 

@@ -10,7 +10,7 @@ use mdm::{Error, Result};
 pub struct FitOptions {
     /// Heads, each with its own initial weights and order of samples; at least 1.
     pub ensemble: usize,
-    /// Everything random follows from it: the same seed on the same machine gives the same heads.
+    /// Everything random follows from it: the same seed on the same device gives the same heads.
     pub seed: u64,
     /// Weighs each class by the inverse of its frequency.
     pub balance: bool,
@@ -19,6 +19,7 @@ pub struct FitOptions {
     /// Steps that are taken even where few samples would be seen more often than `epochs` times.
     pub min_steps: usize,
     /// Steps without improvement of the smoothed loss after which a head is finished early; 0 never stops early.
+    /// A GPU hands losses over every 16 steps and may take up to 15 more.
     pub patience: usize,
     /// Samples a step, at least 2; fewer are taken where there are few.
     pub batch: usize,

@@ -73,7 +73,12 @@ impl Layout {
     }
 }
 
-/// Adam (Kingma and Ba 2015) with betas 0.9 and 0.999, and eps 1e-8.
+/// Decay rates of the means of gradients and of their squares.
+pub(crate) const BETAS: (f64, f64) = (0.9, 0.999);
+/// Added to the root of the mean of squares.
+pub(crate) const EPSILON: f64 = 1e-8;
+
+/// Adam (Kingma and Ba 2015).
 #[derive(Clone, Debug)]
 pub(crate) struct Adam {
     steps: i32,
@@ -87,8 +92,6 @@ impl Adam {
     }
 
     pub(crate) fn step(&mut self, parameters: &mut [f32], gradient: &[f32], rate: f64) {
-        const BETAS: (f64, f64) = (0.9, 0.999);
-        const EPS: f32 = 1e-8;
         self.steps = self.steps.saturating_add(1);
         let rate = (rate / (1.0 - BETAS.0.powi(self.steps))) as f32;
         let root = (1.0 / (1.0 - BETAS.1.powi(self.steps)).sqrt()) as f32;
@@ -98,7 +101,7 @@ impl Adam {
         for ((parameter, &slope), (mean, square)) in parameters.iter_mut().zip(gradient).zip(moments) {
             *mean = keep_mean * *mean + new_mean * slope;
             *square = keep_square * *square + new_square * slope * slope;
-            *parameter -= rate * *mean / (square.sqrt() * root + EPS);
+            *parameter -= rate * *mean / (square.sqrt() * root + EPSILON as f32);
         }
     }
 }

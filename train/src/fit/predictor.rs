@@ -9,7 +9,7 @@ use super::chunk::{CHUNK, softmax};
 use super::folded::{Affine, Folded};
 use super::matrix::{Matrix, product};
 use super::samples::Parts;
-use super::trainer::EPS;
+use super::state::EPS;
 use crate::metrics::{Foreground, class_iou};
 
 /// How well heads classify labelled pixels.

@@ -10,6 +10,7 @@ use super::collect::{Collected, HeldOutPart, collect};
 use super::ensemble::fit_heads;
 use super::labels::LabelledImages;
 use super::options::FitOptions;
+use super::place::HeadDevice;
 use super::predictor::PixelScores;
 
 /// Units of progress of each half of [`fit`].
@@ -40,6 +41,8 @@ pub struct FitReport {
     pub feature_seconds: f64,
     /// Seconds spent on heads.
     pub head_seconds: f64,
+    /// Where the heads were trained.
+    pub head_device: HeadDevice,
 }
 
 /// Fits heads for the backbone of `model` on labelled images: [`collect`], then [`fit_collected`].
@@ -72,8 +75,8 @@ pub fn fit(
 /// Fits heads on samples that were [`collect`]ed from the same backbone with the same options.
 ///
 /// Without `classes`, they are numbered. The new model takes features as `feature_options` say; where the backbone does
-/// not know its own micrometres per pixel, it takes those of the images if they agree. Heads are fitted on as many
-/// threads as the device uses; their number does not change them. Progress is in optimiser steps of all heads.
+/// not know its own micrometres per pixel, it takes those of the images if they agree. Heads are trained on
+/// `device`, as [`fit_heads`] does. Progress is in optimiser steps of all heads.
 ///
 /// # Errors
 /// Those of [`fit_heads`], and [`mdm::Error::Invalid`] where `classes` are not as many as the samples have.
@@ -92,7 +95,7 @@ pub fn fit_collected(
         return Err(Error::invalid("classes", reason));
     }
     let began = Instant::now();
-    let fitted = fit_heads(&collected.samples, classes.len(), options, fit_threads(device), control)?;
+    let fitted = fit_heads(&collected.samples, classes.len(), options, device, control)?;
     let head_seconds = began.elapsed().as_secs_f64();
     let taken = (&collected.features, collected.window, feature_options);
     Ok(FitReport {
@@ -106,6 +109,7 @@ pub fn fit_collected(
         steps: fitted.steps,
         feature_seconds: collected.seconds,
         head_seconds,
+        head_device: fitted.device,
     })
 }
 
@@ -127,12 +131,4 @@ pub(crate) fn fitted_model(
     }
     metadata.microns_per_pixel = metadata.microns_per_pixel.or(microns_per_pixel);
     model.with_heads(metadata, heads)
-}
-
-/// Threads for fitting: as many as the device uses, or one a core for one that leaves them idle.
-pub(crate) fn fit_threads(device: &Device) -> usize {
-    match device.info().threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    }
 }

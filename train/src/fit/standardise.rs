@@ -50,6 +50,12 @@ impl Standardisation {
         Self { inverse: inverse.collect(), mean: mean.iter().map(|&mean| mean as f32).collect() }
     }
 
+    /// What is subtracted from each channel, and what it is multiplied by then.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn channels(&self) -> [&[f32]; 2] {
+        [&self.mean, &self.inverse]
+    }
+
     /// Standardises one sample.
     pub(crate) fn apply(&self, from: &[f32], to: &mut [f32]) {
         for ((to, from), (mean, inverse)) in to.iter_mut().zip(from).zip(self.mean.iter().zip(&self.inverse))

@@ -9,12 +9,12 @@ mod conv_weight;
 mod linear;
 mod loss;
 mod norm;
-mod optimiser;
+pub(crate) mod optimiser;
 mod pack;
 mod program;
-mod shaders;
+pub(crate) mod shaders;
 mod spread;
-mod store;
+pub(crate) mod store;
 mod sum;
 mod sums;
 

@@ -21,7 +21,7 @@ use crate::learner::Update;
 const SQUARES: usize = 16_384;
 
 /// Words of the shader's `Update`.
-const UPDATE: usize = 9;
+pub(crate) const UPDATE: usize = 9;
 
 /// What the optimiser knows of the parameters of a program, and its calls.
 pub(super) struct Optimiser {
@@ -106,20 +106,25 @@ impl Optimiser {
 
     /// One step, the `step`th from 1 on, by `scale` times the gradients, which are forgotten.
     pub(super) fn step(&self, context: &Context, update: &Update, step: u64, scale: f64) -> Result<()> {
-        let Update { learning_rate, beta1, beta2, epsilon, weight_decay, .. } = *update;
-        let power = i32::try_from(step).unwrap_or(i32::MAX);
-        let words: [f64; UPDATE] = [
-            scale,
-            beta1,
-            1.0 - beta1,
-            beta2,
-            1.0 - beta2,
-            learning_rate / (1.0 - beta1.powi(power)),
-            (1.0 - beta2.powi(power)).sqrt(),
-            epsilon,
-            1.0 - learning_rate * weight_decay,
-        ];
-        write(context, &self.update.buffer, 0, &words.map(|word| word as f32), ValueType::F32);
+        write(context, &self.update.buffer, 0, &words(update, step, scale), ValueType::F32);
         self.run(context, &self.prepared.steps[1])
     }
+}
+
+/// The shader's `Update` for the `step`th step from 1 on, by `scale` times the gradients.
+pub(crate) fn words(update: &Update, step: u64, scale: f64) -> [f32; UPDATE] {
+    let Update { learning_rate, beta1, beta2, epsilon, weight_decay, .. } = *update;
+    let power = i32::try_from(step).unwrap_or(i32::MAX);
+    let words: [f64; UPDATE] = [
+        scale,
+        beta1,
+        1.0 - beta1,
+        beta2,
+        1.0 - beta2,
+        learning_rate / (1.0 - beta1.powi(power)),
+        (1.0 - beta2.powi(power)).sqrt(),
+        epsilon,
+        1.0 - learning_rate * weight_decay,
+    ];
+    words.map(|word| word as f32)
 }

@@ -10,7 +10,7 @@ const SHARED: &[(&str, &str)] = &[
 macro_rules! shaders {
     ($($name:ident $file:literal),* $(,)?) => {
         $(
-            pub(super) const $name: Shader = Shader::Foreign(&ShaderFile {
+            pub(crate) const $name: Shader = Shader::Foreign(&ShaderFile {
                 name: $file,
                 text: include_str!(concat!("../../../shaders/", $file, ".wgsl")),
                 shared: SHARED,
@@ -32,6 +32,14 @@ shaders! {
     CONV_WEIGHT "conv_weight",
     CONV_WEIGHT_SUM "conv_weight_sum",
     DIFFERENCE "difference",
+    HEAD_GATHER "head_gather",
+    HEAD_INPUT "head_input",
+    HEAD_LAYER "head_layer",
+    HEAD_LOSS "head_loss",
+    HEAD_MOMENTS "head_moments",
+    HEAD_NORM "head_norm",
+    HEAD_WEIGHT "head_weight",
+    HEAD_WEIGHT_SUM "head_weight_sum",
     LINEAR_INPUT "linear_input",
     LINEAR_WEIGHT "linear_weight",
     NORM_COEFFICIENTS_GRADIENT "norm_coefficients_gradient",
@@ -75,6 +83,14 @@ fn reads_maps(shader: Shader) -> bool {
             | AVERAGE
             | BLOCK_SUMS
             | CONV_WEIGHT_SUM
+            | HEAD_GATHER
+            | HEAD_INPUT
+            | HEAD_LAYER
+            | HEAD_LOSS
+            | HEAD_MOMENTS
+            | HEAD_NORM
+            | HEAD_WEIGHT
+            | HEAD_WEIGHT_SUM
             | LINEAR_INPUT
             | LINEAR_WEIGHT
             | NORM_COEFFICIENTS_GRADIENT
@@ -85,6 +101,6 @@ fn reads_maps(shader: Shader) -> bool {
 }
 
 /// A shader without a tile, in f32.
-pub(super) fn plain(shader: Shader) -> Permutation {
+pub(crate) fn plain(shader: Shader) -> Permutation {
     Permutation::plain(shader, ValueType::F32)
 }

@@ -122,7 +122,7 @@ impl Pages {
 }
 
 /// `count` values in memory, `start` bytes from its beginning, once everything that was submitted is done.
-pub(super) fn read(
+pub(crate) fn read(
     context: &Context,
     memory: &Memory,
     start: usize,
