@@ -39,9 +39,10 @@ pub fn transform_filters<const COUNT: usize>(
     mut write: impl FnMut(usize, [f32; COUNT]),
 ) {
     let side = tile + 2;
-    let columns: [_; 3] = std::array::from_fn(|x| transform(tile, &taps[x], &taps[3 + x], &taps[6 + x]));
-    for y in 0..side {
-        let row = transform(tile, &columns[0][y], &columns[1][y], &columns[2][y]);
+    let [left, middle, right] =
+        std::array::from_fn(|x| transform(tile, &taps[x], &taps[3 + x], &taps[6 + x]));
+    for (y, ((a, b), c)) in left.iter().zip(&middle).zip(&right).enumerate().take(side) {
+        let row = transform(tile, a, b, c);
         for (x, values) in row.iter().enumerate().take(side) {
             write(y * side + x, values.map(|value| value as f32));
         }
