@@ -4,10 +4,11 @@
 //! usage: step [WIDTH [SIZE [BATCH [DEVICE [recompute]]]]]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use mdm::engine::cpu::CpuEngine;
-use mdm::model::UnetConfig;
+use mdm::model::{MapWeights, UnetConfig};
 use mdm::{Control, Device, DeviceOptions};
 use mdm_train::differentiate::{Gradient, Instruction};
 use mdm_train::engine::cpu::CpuLearner;
@@ -47,15 +48,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         recompute,
         ema_rates: vec![0.9999],
     };
-    let mut state = LearnerState { loss_scale: 1.0, ..LearnerState::default() };
+    let mut parameters = MapWeights::default();
     for (name, shape) in options.unet.parameters() {
         let count = shape.iter().product::<usize>();
         let scale = (1.0 / shape[1..].iter().product::<usize>() as f32).sqrt();
         let values = (0..count as u32)
             .map(|i| scale * ((i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0));
-        state.parameters.insert(&name, &shape, values.collect());
+        parameters.insert(&name, &shape, values.collect());
     }
-    state.ema = vec![state.parameters.clone()];
+    let state = LearnerState::fresh(Arc::new(parameters), 1);
     let engine = device.engine().as_any().downcast_ref::<CpuEngine>().ok_or("only the CPU")?;
     let mut learner = CpuLearner::new(engine, options, &state)?;
     drop(state);

@@ -1,7 +1,9 @@
 //! What pre-training asks of an engine.
 
+use std::sync::Arc;
+
 use mdm::control::Control;
-use mdm::model::{MapWeights, UnetConfig};
+use mdm::model::{MapWeights, UnetConfig, WeightSource};
 
 use crate::loss::Loss;
 
@@ -61,21 +63,39 @@ pub struct UpdateReport {
     pub applied: bool,
 }
 
-/// Parameters and what the optimiser knows of them, each under its checkpoint name.
-#[derive(Clone, Debug, Default)]
+/// A value for each number of the network, each tensor under its checkpoint name: in memory, or in a file that is read when
+/// it is asked for.
+pub type Weights = Arc<dyn WeightSource + Send + Sync>;
+
+/// Parameters and what the optimiser knows of them.
+#[derive(Clone)]
 pub struct LearnerState {
     /// Steps that were applied.
     pub step: u64,
     /// The parameters.
-    pub parameters: MapWeights,
-    /// Mean of gradients; empty where there were none yet.
-    pub first_moment: MapWeights,
-    /// Mean of squared gradients; empty where there were none yet.
-    pub second_moment: MapWeights,
+    pub parameters: Weights,
+    /// Mean of gradients, where there were any.
+    pub first_moment: Option<Weights>,
+    /// Mean of squared gradients, where there were any.
+    pub second_moment: Option<Weights>,
     /// Exponential moving averages, in the order of [`LearnerOptions::ema_rates`].
-    pub ema: Vec<MapWeights>,
+    pub ema: Vec<Weights>,
     /// The scale of the loss where gradients are f16; 1 where they are not.
     pub loss_scale: f32,
+}
+
+impl LearnerState {
+    /// Before the first step, with so many moving averages.
+    pub fn fresh(parameters: Weights, averages: usize) -> Self {
+        Self {
+            step: 0,
+            first_moment: None,
+            second_moment: None,
+            ema: vec![parameters.clone(); averages],
+            parameters,
+            loss_scale: 1.0,
+        }
+    }
 }
 
 /// One of the things that a [`LearnerState`] has for each parameter.
@@ -129,14 +149,13 @@ pub trait Learner: Send {
     fn state(&mut self) -> mdm::Result<LearnerState> {
         let (step, loss_scale) = self.position();
         let averages = self.options().ema_rates.len();
+        let mut part = |part| Ok::<Weights, mdm::Error>(Arc::new(self.state_part(part)?));
         Ok(LearnerState {
             step,
-            parameters: self.state_part(StatePart::Parameters)?,
-            first_moment: self.state_part(StatePart::FirstMoment)?,
-            second_moment: self.state_part(StatePart::SecondMoment)?,
-            ema: (0..averages)
-                .map(|index| self.state_part(StatePart::Ema(index)))
-                .collect::<mdm::Result<_>>()?,
+            parameters: part(StatePart::Parameters)?,
+            first_moment: Some(part(StatePart::FirstMoment)?),
+            second_moment: Some(part(StatePart::SecondMoment)?),
+            ema: (0..averages).map(|index| part(StatePart::Ema(index))).collect::<mdm::Result<_>>()?,
             loss_scale,
         })
     }

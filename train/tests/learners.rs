@@ -5,12 +5,14 @@
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use std::sync::Arc;
+
 use mdm::control::CancelToken;
 use mdm::engine::{DeviceOptions, Precision};
 use mdm::model::{MapWeights, UnetConfig};
 use mdm::{Control, Device, Error};
 use mdm_train::engine::learner;
-use mdm_train::learner::{Learner, LearnerOptions, LearnerState, Microbatch, Update};
+use mdm_train::learner::{Learner, LearnerOptions, LearnerState, Microbatch, Update, Weights};
 use mdm_train::loss::Loss;
 use support::{gpus, relative_error, weight};
 
@@ -44,15 +46,11 @@ fn options() -> LearnerOptions {
 }
 
 fn start(options: &LearnerOptions) -> LearnerState {
-    let mut state = LearnerState { loss_scale: 1.0, ..LearnerState::default() };
+    let mut parameters = MapWeights::default();
     for (name, shape) in options.unet.parameters() {
-        let values = weight(&name, &shape, 1);
-        state.first_moment.insert(&name, &shape, vec![0.0; values.len()]);
-        state.second_moment.insert(&name, &shape, vec![0.0; values.len()]);
-        state.parameters.insert(&name, &shape, values);
+        parameters.insert(&name, &shape, weight(&name, &shape, 1));
     }
-    state.ema = vec![state.parameters.clone(); options.ema_rates.len()];
-    state
+    LearnerState::fresh(Arc::new(parameters), options.ema_rates.len())
 }
 
 /// Every device of this machine, and whether it computes in f16.
@@ -79,8 +77,7 @@ impl Batch {
     }
 }
 
-fn flat(weights: &MapWeights, names: &[String]) -> Vec<f32> {
-    use mdm::model::WeightSource;
+fn flat(weights: &Weights, names: &[String]) -> Vec<f32> {
     names.iter().flat_map(|name| weights.tensor(name).unwrap().data.into_owned()).collect()
 }
 
@@ -88,8 +85,9 @@ fn flat(weights: &MapWeights, names: &[String]) -> Vec<f32> {
 fn numbers(learner: &mut dyn Learner) -> Vec<f32> {
     let names = learner.parameters().to_vec();
     let state = learner.state().unwrap();
-    let maps = [&state.parameters, &state.first_moment, &state.second_moment];
-    let mut all: Vec<f32> = maps.into_iter().chain(&state.ema).flat_map(|map| flat(map, &names)).collect();
+    let moments = state.first_moment.iter().chain(&state.second_moment);
+    let mut all = flat(&state.parameters, &names);
+    all.extend(moments.chain(&state.ema).flat_map(|weights| flat(weights, &names)));
     all.extend([state.step as f32, state.loss_scale]);
     all
 }
@@ -216,8 +214,9 @@ fn bad_input_is_refused() {
 
         let before = numbers(&mut *learner);
         let mut state = start(&options);
-        state.second_moment = MapWeights::default();
-        state.second_moment.insert("stray", &[1], vec![0.0]);
+        let mut stray = MapWeights::default();
+        stray.insert("stray", &[1], vec![0.0]);
+        state.second_moment = Some(Arc::new(stray));
         assert!(matches!(learner.restore(&state), Err(Error::Tensor { .. })));
         let mut state = start(&options);
         state.ema.pop();

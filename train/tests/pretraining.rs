@@ -6,6 +6,7 @@
 mod support;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use mdm::engine::Precision;
 use mdm::model::{MapWeights, UnetConfig, WeightSource};
@@ -29,7 +30,7 @@ fn golden(name: &str) -> Golden {
 
 /// Compares the sampled values of a golden file that begin with `prefix`; returns the largest error of a tensor, and that of
 /// all samples together.
-fn compare(golden: &Golden, prefix: &str, values: &MapWeights) -> (f64, f64) {
+fn compare(golden: &Golden, prefix: &str, values: &dyn WeightSource) -> (f64, f64) {
     let (mut worst, mut all, mut all_expected) = (0.0f64, Vec::new(), Vec::new());
     let mut count = 0;
     for name in golden.names() {
@@ -64,15 +65,12 @@ fn check(golden: &Golden, device: &Device, recompute: bool) {
     let number = |name: &str| usize::try_from(meta[name].as_u64().unwrap()).unwrap();
     let (batch, steps, size) = (number("batch"), number("steps"), unet.image_size);
     let channels = unet.in_channels;
-    let mut state = LearnerState { loss_scale: 1.0, ..LearnerState::default() };
+    let mut parameters = MapWeights::default();
     for (name, shape) in unet.parameters() {
-        let zeros = || vec![0.0; shape.iter().product()];
         let values = weight(&name, &shape, golden.salt());
-        state.parameters.insert(&name, &shape, values.clone());
-        state.first_moment.insert(&name, &shape, zeros());
-        state.second_moment.insert(&name, &shape, zeros());
+        parameters.insert(&name, &shape, values);
     }
-    state.ema = vec![state.parameters.clone()];
+    let state = LearnerState::fresh(Arc::new(parameters), 1);
     let options = LearnerOptions {
         unet,
         microbatch: batch,
@@ -96,7 +94,7 @@ fn check(golden: &Golden, device: &Device, recompute: bool) {
         let error = (loss / f64::from(expected_loss) - 1.0).abs();
         assert!(error < TOLERANCE, "step {step}: loss {loss}, expected {expected_loss}");
         if step == 0 {
-            let gradients = gradients(&mut *learner, &state.parameters);
+            let gradients = gradients(&mut *learner, &*state.parameters);
             let (worst, all) = compare(golden, "grad0", &gradients);
             println!("{}: gradients {all:.2e}, worst {worst:.2e}", device.info().instruction_set);
             assert!(all < TOLERANCE);
@@ -113,7 +111,7 @@ fn check(golden: &Golden, device: &Device, recompute: bool) {
     }
     let after = learner.state().unwrap();
     for (prefix, values) in [("final", &after.parameters), ("ema", &after.ema[0])] {
-        let (worst, all) = compare(golden, prefix, values);
+        let (worst, all) = compare(golden, prefix, &**values);
         let (name, set) = (&device.info().name, device.info().instruction_set);
         println!("{name} {set}: {prefix} {all:.2e}, worst {worst:.2e}");
         let fused = ["avx512", "avx2+fma", "neon"].contains(&set);
@@ -123,7 +121,7 @@ fn check(golden: &Golden, device: &Device, recompute: bool) {
 }
 
 /// The gathered gradients by the names of the parameters, which lie in the order of the network's.
-fn gradients(learner: &mut dyn Learner, parameters: &MapWeights) -> MapWeights {
+fn gradients(learner: &mut dyn Learner, parameters: &dyn WeightSource) -> MapWeights {
     let mut map = MapWeights::default();
     let names: Vec<String> = learner.parameters().to_vec();
     learner
@@ -231,6 +229,6 @@ fn options_that_cannot_be_are_errors() {
     for options in bad {
         assert!(program(&options).is_err(), "{options:?}");
     }
-    // A state without anything in it.
-    assert!(learner(&Device::cpu(Some(1)).unwrap(), &good, &LearnerState::default()).is_err());
+    let empty = LearnerState::fresh(Arc::new(MapWeights::default()), 1);
+    assert!(learner(&Device::cpu(Some(1)).unwrap(), &good, &empty).is_err());
 }

@@ -13,6 +13,7 @@ use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
 use crate::differentiate::transposed;
+use crate::learner::Weights;
 
 /// Where each parameter lies, in units of f32.
 #[derive(Clone, Debug)]
@@ -65,22 +66,28 @@ impl Places {
         map
     }
 
-    /// Writes the values of `map` to `flat`, zeros where it is empty.
+    /// Writes the values of `weights` to `flat`, zeros where there are none.
     ///
     /// # Errors
     /// [`Error::Tensor`] where one is missing or has another shape.
-    pub fn join(&self, map: &MapWeights, flat: &mut [f32]) -> Result<()> {
-        if map.0.is_empty() {
+    pub fn join(&self, weights: Option<&Weights>, flat: &mut [f32]) -> Result<()> {
+        let Some(weights) = weights else {
             flat.fill(0.0);
             return Ok(());
-        }
+        };
+        let significant = |shape: &[usize]| {
+            let ones = shape.iter().rev().take_while(|&&size| size == 1).count();
+            shape[..shape.len() - ones].to_vec()
+        };
         for (param, range) in self.params.iter().zip(&self.ranges) {
-            let tensor = map.tensor(&param.name)?;
-            if tensor.data.len() != range.len() {
+            let tensor = weights.tensor(&param.name)?;
+            if significant(&tensor.shape) != significant(&param.shape) || tensor.data.len() != range.len() {
                 let reason = format!("has shape {:?}, the network needs {:?}", tensor.shape, param.shape);
                 return Err(Error::tensor(&param.name, reason));
             }
             flat[range.clone()].copy_from_slice(&tensor.data);
+            drop(tensor);
+            weights.release(&param.name);
         }
         Ok(())
     }

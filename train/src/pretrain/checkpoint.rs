@@ -10,7 +10,7 @@ use mdm::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::recipe::Recipe;
-use crate::learner::{Learner, LearnerState, StatePart};
+use crate::learner::{Learner, LearnerState, StatePart, Weights};
 
 /// Key of the JSON in the file's metadata.
 const KEY: &str = "mdm_training";
@@ -188,33 +188,18 @@ impl Checkpoint {
         &self.position.notes
     }
 
-    /// Everything a learner needs to go on.
-    pub(crate) fn state(&self) -> Result<LearnerState> {
+    /// Everything a learner needs to go on; numbers stay in the file until they are asked for.
+    pub(crate) fn state(&self) -> LearnerState {
         let position = &self.position;
-        let part = |prefix: &str| -> Result<MapWeights> {
-            let source = self.file.below(prefix);
-            let mut map = MapWeights::default();
-            for (name, shape) in position.recipe.unet.parameters() {
-                let tensor = source.tensor(&name)?;
-                if tensor.shape != shape {
-                    let reason = format!("has shape {:?}, the network needs {shape:?}", tensor.shape);
-                    return Err(Error::tensor(name, reason));
-                }
-                map.insert(&name, &shape, tensor.data.into_owned());
-                source.release(&name);
-            }
-            Ok(map)
-        };
-        Ok(LearnerState {
+        let part = |prefix: &str| -> Weights { Arc::new(self.file.below(prefix)) };
+        LearnerState {
             step: position.applied,
-            parameters: part(PARAMETERS)?,
-            first_moment: part(FIRST_MOMENT)?,
-            second_moment: part(SECOND_MOMENT)?,
-            ema: (0..position.recipe.ema_rates.len())
-                .map(|index| part(&ema(index)))
-                .collect::<Result<_>>()?,
+            parameters: part(PARAMETERS),
+            first_moment: Some(part(FIRST_MOMENT)),
+            second_moment: Some(part(SECOND_MOMENT)),
+            ema: (0..position.recipe.ema_rates.len()).map(|index| part(&ema(index))).collect(),
             loss_scale: position.loss_scale,
-        })
+        }
     }
 
     /// The backbone that a moving average is (number `average` of [`Recipe::ema_rates`]), or that the parameters themselves are.

@@ -124,7 +124,7 @@ impl Trainer {
                     image_identity: images.identity(),
                     ..checkpoint.position.clone()
                 };
-                (position, checkpoint.state()?)
+                (position, checkpoint.state())
             }
         };
         let recipe = &position.recipe;
@@ -383,14 +383,8 @@ impl Trainer {
 
 /// The state of a learner before its first step.
 fn fresh(recipe: &Recipe, parameters: MapWeights) -> LearnerState {
-    LearnerState {
-        step: 0,
-        first_moment: MapWeights::default(),
-        second_moment: MapWeights::default(),
-        ema: vec![parameters.clone(); recipe.ema_rates.len()],
-        parameters,
-        loss_scale: FIRST_LOSS_SCALE,
-    }
+    let state = LearnerState::fresh(Arc::new(parameters), recipe.ema_rates.len());
+    LearnerState { loss_scale: FIRST_LOSS_SCALE, ..state }
 }
 
 /// Gradients of a mean over an image are small: where they are f16 they need a scale. It falls by itself where it is too large.

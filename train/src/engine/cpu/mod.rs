@@ -435,14 +435,14 @@ impl Learner for CpuLearner {
             return Err(Error::invalid("moving averages", reason));
         }
         // Into new memory first: nothing is changed where a tensor is missing.
-        let load = |map| {
+        let load = |weights| {
             let mut buffer = Buffer::zeroed(self.places.len())?;
-            self.places.join(map, buffer.slice_mut())?;
+            self.places.join(weights, buffer.slice_mut())?;
             Ok::<_, Error>(buffer)
         };
-        let parameters = load(&state.parameters)?;
-        let (first, second) = (load(&state.first_moment)?, load(&state.second_moment)?);
-        let ema = state.ema.iter().map(load).collect::<Result<_>>()?;
+        let parameters = load(Some(&state.parameters))?;
+        let (first, second) = (load(state.first_moment.as_ref())?, load(state.second_moment.as_ref())?);
+        let ema = state.ema.iter().map(Some).map(load).collect::<Result<_>>()?;
         (self.parameters, self.first_moment, self.second_moment, self.ema) = (parameters, first, second, ema);
         self.step = state.step;
         self.drop_gradients();

@@ -169,18 +169,18 @@ impl Learner for GpuLearner {
         }
         let parameters = program.parameters();
         let mut all = vec![
-            (&program.values, &state.parameters),
-            (&optimiser.first, &state.first_moment),
-            (&optimiser.second, &state.second_moment),
+            (&program.values, Some(&state.parameters)),
+            (&optimiser.first, state.first_moment.as_ref()),
+            (&optimiser.second, state.second_moment.as_ref()),
         ];
-        all.extend(optimiser.averages.iter().map(|(_, pages)| pages).zip(&state.ema));
+        all.extend(optimiser.averages.iter().map(|(_, pages)| pages).zip(state.ema.iter().map(Some)));
         let mut flat = vec![0.0; parameters.len()];
         // Nothing is changed where a tensor is missing.
-        for (_, map) in &all {
-            parameters.join(map, &mut flat)?;
+        for (_, weights) in &all {
+            parameters.join(*weights, &mut flat)?;
         }
-        for (pages, map) in all {
-            parameters.join(map, &mut flat)?;
+        for (pages, weights) in all {
+            parameters.join(weights, &mut flat)?;
             self.context.checked(|| pages.upload(&self.context, &program.layout, parameters, &flat))?;
         }
         self.step = state.step;
