@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
@@ -115,14 +115,26 @@ pub(crate) fn run_checked(command: &mut Command) {
     run(command.env("VK_DRIVER_FILES", "none").env("VK_ICD_FILENAMES", "none"));
 }
 
+/// The root of the sources.
+pub(crate) fn root() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().find(|folder| folder.join("include/mdm.h").exists()).unwrap()
+}
+
 /// Where cargo puts libmdm.so when it builds tests.
 pub(crate) fn libraries() -> PathBuf {
+    built("libmdm")
+}
+
+/// Where cargo puts a shared library when it builds tests.
+pub(crate) fn built(name: &str) -> PathBuf {
     let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    assert!(folder.join("libmdm.so").exists(), "cargo builds libmdm.so with the tests");
+    let library = folder.join(name).with_extension("so");
+    assert!(library.exists(), "cargo builds {name}.so with the tests");
     // The name by which programs look for it.
-    let link = FOLDER.path().join("libmdm.so.0");
+    let link = FOLDER.path().join(format!("{name}.so.0"));
     if !link.exists() {
-        let _ = std::os::unix::fs::symlink(folder.join("libmdm.so"), link);
+        let _ = std::os::unix::fs::symlink(library, link);
     }
     folder
 }
