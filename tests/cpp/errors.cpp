@@ -3,26 +3,6 @@
 
 #include <cstring>
 
-// The call, which is given `error`, sets it to this status and these words.
-#define FAILS(expected, words, call)                                                                       \
-    do {                                                                                                   \
-        call;                                                                                              \
-        if (!error || error.status() != (expected) || std::strstr(error.message(), words) == nullptr) {    \
-            std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, mdm::status_name(error.status()), \
-                         error.message());                                                                 \
-            std::exit(1);                                                                                  \
-        }                                                                                                  \
-    } while (0)
-
-#define OK(call)                                                                    \
-    do {                                                                            \
-        call;                                                                       \
-        if (error) {                                                                \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, error.message()); \
-            std::exit(1);                                                           \
-        }                                                                           \
-    } while (0)
-
 static void run(const std::string &folder) {
     mdm::error error;
     OK(mdm::check_abi(error));

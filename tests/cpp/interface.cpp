@@ -13,42 +13,6 @@
 
 namespace {
 
-struct own_exception {
-    int value;
-};
-
-// The call throws an mdm::exception with this status and these words.
-template <class Call> void fails(mdm_status status, const char *words, Call &&call) {
-    try {
-        call();
-    } catch (const mdm::exception &exception) {
-        if (exception.status() != status || std::strstr(exception.what(), words) == nullptr) {
-            std::fprintf(stderr, "%s instead of %s (%s): %s\n", mdm::status_name(exception.status()),
-                         mdm::status_name(status), words, exception.what());
-            std::exit(1);
-        }
-        return;
-    }
-    std::fprintf(stderr, "does not fail: %s, %s\n", mdm::status_name(status), words);
-    std::exit(1);
-}
-
-// The call throws an own_exception with this value.
-template <class Call> void throws(int value, Call &&call) {
-    try {
-        call();
-    } catch (const own_exception &exception) {
-        CHECK(exception.value == value);
-        return;
-    }
-    std::fprintf(stderr, "does not throw: %d\n", value);
-    std::exit(1);
-}
-
-template <class Object> constexpr bool moves_only =
-    std::is_nothrow_move_constructible_v<Object> && std::is_nothrow_move_assignable_v<Object> &&
-    std::is_nothrow_default_constructible_v<Object> && !std::is_copy_constructible_v<Object> &&
-    !std::is_copy_assignable_v<Object> && sizeof(Object) == sizeof(void *);
 static_assert(moves_only<mdm::device_list> && moves_only<mdm::device> && moves_only<mdm::model>);
 static_assert(moves_only<mdm::cancel_token> && moves_only<mdm::segmenter> && moves_only<mdm::features>);
 static_assert(sizeof(mdm::image_view) == sizeof(mdm_image) && sizeof(mdm::result_view) == sizeof(mdm_result));
