@@ -5,80 +5,22 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/packages.rs"]
+mod packages;
 #[path = "support/programs.rs"]
 mod programs;
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::LazyLock;
 
-use programs::{FOLDER, libraries, run, works};
+use packages::{CARGO, SCRATCH, files, install, model, succeed};
+use programs::{FOLDER, root, works};
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn model() -> PathBuf {
-    FOLDER.path().join("modèle.safetensors")
-}
-
-/// For what several tests need and is large; the next run takes its place.
-static SCRATCH: LazyLock<PathBuf> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages");
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
-    folder
-});
-
-/// Runs what must succeed, whatever it prints.
-fn succeed(command: &mut Command) -> Output {
-    let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
-}
-
-/// Stands in for cargo: puts the libraries of this test where it is asked to build them.
-static CARGO: LazyLock<PathBuf> = LazyLock::new(|| {
-    let folder = FOLDER.path();
-    fs::write(folder.join("empty.rs"), "").unwrap();
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = succeed(
-        Command::new(rustc)
-            .args(["--crate-type=staticlib", "--print=native-static-libs", "empty.rs"])
-            .current_dir(folder),
-    );
-    let said = String::from_utf8(output.stderr).unwrap();
-    let native = said.lines().find(|line| line.contains("native-static-libs:")).unwrap();
-    let script = format!(
-        "#!/bin/sh\nset -e\nwhile [ $# -gt 0 ]; do\n    case $1 in --target-dir) built=$2/debug ;; esac\n    shift\ndone\n\
-         mkdir -p \"$built\"\nln -sf '{libraries}/libmdm.so' '{libraries}/libmdm.a' \"$built\"\necho '{native}' >&2\n",
-        libraries = libraries().display()
-    );
-    let path = folder.join("cargo");
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
-});
-
-fn install(arguments: &[&str], destination: &Path) {
-    succeed(
-        Command::new(root().join("tools/install"))
-            .args(["--profile", "dev", "--target-dir"])
-            .arg(SCRATCH.join("built"))
-            .args(arguments)
-            .env("CARGO", &*CARGO)
-            .env("DESTDIR", destination),
-    );
-}
+/// Whether the libraries of this test were built with it.
+const NEEDS_MPI: bool = false;
 
 /// Both libraries in a folder with architecture, installed for one place and moved to another.
 static BOTH: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -98,19 +40,6 @@ static STATIC: LazyLock<PathBuf> = LazyLock::new(|| {
 
 #[test]
 fn the_tree_is_complete() {
-    let mut found = Vec::new();
-    let mut folders = vec![BOTH.clone()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                found.push(path.strip_prefix(&*BOTH).unwrap().to_str().unwrap().to_owned());
-            }
-        }
-    }
-    found.sort_unstable();
     let version = env!("CARGO_PKG_VERSION");
     let real = format!("lib/machine/libmdm.so.{version}");
     let mut expected = vec![
@@ -118,6 +47,7 @@ fn the_tree_is_complete() {
         "include/mdm.hpp",
         "lib/machine/cmake/mdm/mdm-config-version.cmake",
         "lib/machine/cmake/mdm/mdm-config.cmake",
+        "lib/machine/cmake/mdm/mdm-targets.cmake",
         "lib/machine/libmdm.a",
         "lib/machine/libmdm.so",
         "lib/machine/libmdm.so.0",
@@ -125,15 +55,12 @@ fn the_tree_is_complete() {
         "lib/machine/pkgconfig/mdm.pc",
     ];
     expected.sort_unstable();
-    assert_eq!(found, expected);
+    assert_eq!(files(&BOTH), expected);
     for name in ["libmdm.so", "libmdm.so.0"] {
         let target = fs::read_link(BOTH.join("lib/machine").join(name)).unwrap();
         assert_eq!(target.to_str().unwrap(), format!("libmdm.so.{version}"));
     }
-    for name in ["pkgconfig/mdm.pc", "cmake/mdm/mdm-config.cmake", "cmake/mdm/mdm-config-version.cmake"] {
-        let text = fs::read_to_string(BOTH.join("lib/machine").join(name)).unwrap();
-        assert!(!text.contains('@') && !text.contains("/opt/mdm"), "{name}: {text}");
-    }
+    packages::check_texts(&BOTH);
 }
 
 #[test]
@@ -153,36 +80,13 @@ fn wrong_arguments_are_refused() {
 
 fn pkg_config(prefix: &Path, arguments: &[&str]) -> Vec<String> {
     let libdir = if prefix == *BOTH { "lib/machine" } else { "lib" };
-    let output = succeed(
-        Command::new("pkg-config")
-            .args(arguments)
-            .arg("mdm >= 0.1")
-            .env("PKG_CONFIG_PATH", prefix.join(libdir).join("pkgconfig")),
-    );
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.split_whitespace().map(str::to_owned).collect()
+    packages::pkg_config(&prefix.join(libdir), "mdm >= 0.1", arguments)
 }
 
-/// Compiles clients in C and C++ with what pkg-config says, and runs them.
+/// Builds and runs clients in C and C++ with what pkg-config says.
 fn clients(prefix: &Path, arguments: &[&str]) {
     let flags = pkg_config(prefix, arguments);
-    let folder = tempfile::tempdir().unwrap();
-    for (compiler, source, standard) in [("cc", "client.c", "-std=c99"), ("c++", "client.cpp", "-std=c++17")]
-    {
-        if !works(compiler) {
-            continue;
-        }
-        let program = folder.path().join(source).with_extension("out");
-        succeed(
-            Command::new(compiler)
-                .args([standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror"])
-                .arg(root().join("tests/packages").join(source))
-                .args(&flags)
-                .arg("-o")
-                .arg(&program),
-        );
-        run(Command::new(program).arg(model()).env("LD_LIBRARY_PATH", BOTH.join("lib/machine")));
-    }
+    packages::clients(&root().join("tests/packages"), &flags, &BOTH.join("lib/machine"), &model());
 }
 
 #[test]
@@ -197,24 +101,7 @@ fn clients_by_pkg_config() {
 
 /// Configures, builds and runs the clients of a project, and tells whether they need the shared library.
 fn project(arguments: &[String]) -> Option<bool> {
-    if !works("cmake") || !works("cc") || !works("c++") || !works("make") {
-        return None;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let build = folder.path();
-    let mut configure = Command::new("cmake");
-    configure.arg("-S").arg(root().join("tests/packages")).arg("-B").arg(build);
-    succeed(configure.args(["-G", "Unix Makefiles", "-Werror=dev"]).args(arguments));
-    succeed(Command::new("cmake").arg("--build").arg(build));
-    let mut shared = Vec::new();
-    for client in ["client_c", "client_cpp"] {
-        let program = build.join(client);
-        run(Command::new(&program).arg(model()));
-        let bytes = fs::read(&program).unwrap();
-        shared.push(bytes.windows(12).any(|bytes| bytes == b"libmdm.so.0\0"));
-    }
-    assert_eq!(shared[0], shared[1]);
-    Some(shared[0])
+    packages::project(&root().join("tests/packages"), arguments, "libmdm.so.0", &model())
 }
 
 fn prefix(prefix: &Path) -> String {
