@@ -3,61 +3,19 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/fuzz.rs"]
+mod fuzz;
 #[path = "support/programs.rs"]
 mod programs;
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
-use programs::{FOLDER, libraries, works};
+use programs::FOLDER;
 
 #[test]
 fn the_target_runs() {
-    if !works("clang") {
-        return;
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let program = FOLDER.path().join("fuzz");
-    let built = Command::new("clang")
-        .args([
-            "-g",
-            "-O1",
-            "-Wall",
-            "-Wextra",
-            "-Wpedantic",
-            "-Werror",
-            "-fsanitize=fuzzer,address,undefined",
-        ])
-        .arg("-fno-sanitize-recover=all")
-        .arg("-I")
-        .arg(root.join("include"))
-        .arg(root.join("fuzz/capi.c"))
-        .arg("-L")
-        .arg(libraries())
-        .arg("-lmdm")
-        .arg(format!("-Wl,-rpath,{}", FOLDER.path().display()))
-        .arg("-o")
-        .arg(&program)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&built.stderr);
-    if !built.status.success() && said.contains("libclang_rt") {
-        eprintln!("skipped: clang has no libFuzzer");
-        return;
-    }
-    assert!(built.status.success(), "{said}");
-    let output = Command::new(program)
-        .args(["-runs=200", "-seed=1", "-max_len=300", "-len_control=0"])
-        .env("MDM_FUZZ_MODEL", FOLDER.path().join("modèle.safetensors"))
-        .env("XDG_RUNTIME_DIR", FOLDER.path())
-        // The GPU drivers of this machine may leak.
-        .env("VK_DRIVER_FILES", "none")
-        .env("VK_ICD_FILENAMES", "none")
-        .current_dir(FOLDER.path())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    fuzz::holds("capi", "mdm", 200);
 }
 
 /// Leaves small models for other programs.

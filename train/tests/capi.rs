@@ -92,6 +92,18 @@ fn backbones_are_trained_under_sanitizers() {
 }
 
 #[test]
+fn random_calls_end_with_a_status() {
+    for seed in ["1", "2"] {
+        plainly("random", &["400", seed]);
+    }
+}
+
+#[test]
+fn random_calls_under_sanitizers() {
+    sanitized("random", &["600", "3"]);
+}
+
+#[test]
 fn a_step_is_trained_under_valgrind() {
     watched("trainer", &[]);
 }
