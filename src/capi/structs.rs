@@ -36,7 +36,8 @@ unsafe fn stated_size<T: Versioned>(from: *const T) -> Result<usize, Failure> {
             T::LEAST
         )));
     }
-    if size > LARGEST {
+    // No struct ends inside a member: half a pointer would be followed.
+    if size > LARGEST || !size.is_multiple_of(align_of::<T>()) {
         return Err(Failure::argument(format!(
             "struct_size of the {} is {size}; initialise it with its macro or function",
             T::NAME
@@ -118,7 +119,7 @@ pub unsafe fn write<T: Versioned>(to: *mut T, value: &T) -> Result<(), Failure> 
 /// # Safety
 /// `to` is NULL or points to `size` bytes.
 pub unsafe fn initialise<T: Versioned>(to: *mut T, size: usize) {
-    if to.is_null() || !(T::LEAST..=LARGEST).contains(&size) {
+    if to.is_null() || !(T::LEAST..=LARGEST).contains(&size) || !size.is_multiple_of(align_of::<T>()) {
         return;
     }
     // SAFETY: as demanded of the caller.

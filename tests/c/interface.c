@@ -150,7 +150,8 @@ static void struct_sizes(void) {
     OK(mdm_device_get_info(other, &told.info, &error));
     CHECK(told.info.memory == 0 && told.info.kind == 0x01010101);
     mdm_device_free(other);
-    const size_t wrong[] = {0, 1, sizeof(size_t) - 1, 5000, (size_t)-1};
+    const size_t half_a_pointer = offsetof(mdm_device_options, pipeline_cache) + sizeof(void *) / 2;
+    const size_t wrong[] = {0, 1, sizeof(size_t) - 1, 5000, (size_t)-1, half_a_pointer};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         newer.options.struct_size = wrong[i];
         FAILS(MDM_ERROR_INVALID_ARGUMENT, "struct_size", mdm_device_open("cpu", &newer.options, &other, &error));
