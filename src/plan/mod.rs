@@ -12,9 +12,10 @@ pub mod memory;
 
 pub use builder::{CorruptionOptions, PlanOptions};
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use crate::model::UnetConfig;
+use crate::model::{UnetConfig, WeightSource};
 use crate::{Error, Result};
 
 /// Start of the names of the heads' parameters, see [`PlanOptions::head`].
@@ -58,6 +59,26 @@ pub struct Param {
     pub name: String,
     /// Its shape in the checkpoint.
     pub shape: Vec<usize>,
+}
+
+impl Param {
+    /// Its values, where `weights` has it in this shape. Dimensions of 1 at the end of a shape do not count.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] where it is missing or has another shape.
+    pub fn read<'a>(&self, weights: &'a dyn WeightSource) -> Result<Cow<'a, [f32]>> {
+        let tensor = weights.tensor(&self.name)?;
+        let significant = |shape: &[usize]| {
+            let ones = shape.iter().rev().take_while(|&&size| size == 1).count();
+            shape[..shape.len() - ones].to_vec()
+        };
+        let len = self.shape.iter().product::<usize>();
+        if significant(&tensor.shape) != significant(&self.shape) || tensor.data.len() != len {
+            let reason = format!("has shape {:?}, the network needs {:?}", tensor.shape, self.shape);
+            return Err(Error::tensor(&self.name, reason));
+        }
+        Ok(tensor.data)
+    }
 }
 
 /// How a tensor is read.

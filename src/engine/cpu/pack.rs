@@ -11,10 +11,10 @@ use rayon::slice::ParallelSliceMut;
 
 use super::buffer::Buffer;
 use super::simd::{InstructionSet, Kernel, Simd};
+use crate::Result;
 use crate::engine::winograd;
 use crate::model::WeightSource;
 use crate::plan::{HEAD_PREFIX, Param};
-use crate::{Error, Result};
 
 /// How a parameter lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +32,7 @@ pub enum Layout {
 #[derive(Default)]
 pub struct PackedWeights {
     known: HashMap<(String, Layout), Arc<Buffer>>,
+    /// Memory that can be used again.
     spare: Vec<Buffer>,
 }
 
@@ -48,20 +49,11 @@ impl PackedWeights {
         if let Some(known) = self.known.get(&key) {
             return Ok(known.clone());
         }
-        let tensor = weights.tensor(&param.name)?;
-        let significant = |shape: &[usize]| {
-            let ones = shape.iter().rev().take_while(|&&size| size == 1).count();
-            shape[..shape.len() - ones].to_vec()
-        };
-        let len = param.shape.iter().product::<usize>();
-        if significant(&tensor.shape) != significant(&param.shape) || tensor.data.len() != len {
-            let reason = format!("has shape {:?}, the network needs {:?}", tensor.shape, param.shape);
-            return Err(Error::tensor(&param.name, reason));
-        }
+        let values = param.read(weights)?;
         let packed = Arc::new(match layout {
             Layout::Raw => {
-                let mut buffer = self.memory(len)?;
-                buffer.slice_mut().copy_from_slice(&tensor.data);
+                let mut buffer = self.memory(values.len())?;
+                buffer.slice_mut().copy_from_slice(&values);
                 buffer
             }
             Layout::Panels { panel, grouped } => {
@@ -69,18 +61,18 @@ impl PackedWeights {
                     if grouped { (param.shape[0], &param.shape[1..]) } else { (1, &param.shape[..]) };
                 let panels = groups * shape[0].div_ceil(panel);
                 let mut buffer = self.memory(panels * panel * shape[1..].iter().product::<usize>())?;
-                fill_panels(buffer.slice_mut(), &tensor.data, shape, panel);
+                fill_panels(buffer.slice_mut(), &values, shape, panel);
                 buffer
             }
             Layout::Winograd { panel, tile } => {
                 let columns = param.shape[0].next_multiple_of(panel);
                 let mut buffer = self.memory(winograd::points(tile) * columns * param.shape[1])?;
-                fill_winograd(buffer.slice_mut(), &tensor.data, &param.shape, panel, tile, set);
+                fill_winograd(buffer.slice_mut(), &values, &param.shape, panel, tile, set);
                 buffer
             }
         });
         // The packed copy is all that is needed from here on.
-        drop(tensor);
+        drop(values);
         weights.release(&param.name);
         // Models with other heads share the cache of their backbone.
         if !param.name.starts_with(HEAD_PREFIX) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::context::{Context, Memory};
 use super::shader::{Permutation, Shader, Tile, ValueType};
-use super::weights::{DeviceWeights, Layout, read};
+use super::weights::{DeviceWeights, Layout};
 use crate::model::WeightSource;
 use crate::plan::{Op, Param, ParamId, Plan, TensorId};
 use crate::{Error, Result};
@@ -75,7 +75,7 @@ impl Parameters for Uploaded<'_> {
     }
 
     fn values(&self, param: &Param) -> Result<Vec<f32>> {
-        Ok(read(param, self.weights)?.into_owned())
+        Ok(param.read(self.weights)?.into_owned())
     }
 }
 

@@ -46,7 +46,7 @@ impl DeviceWeights {
         }
         // What belongs to a device that was lost is of no use any more.
         self.0.retain(|(id, _, _), memory| *id == context.id || Arc::strong_count(memory) > 1);
-        let values = read(param, weights)?;
+        let values = param.read(weights)?;
         let uploaded = Arc::new(match layout {
             Layout::Exact => upload(context, &param.name, &values, ValueType::F32)?,
             Layout::Plain => upload(context, &param.name, &values, context.value)?,
@@ -63,21 +63,6 @@ impl DeviceWeights {
         }
         Ok(uploaded)
     }
-}
-
-/// The parameter's values, if it has the shape that the plan says.
-pub fn read<'a>(param: &Param, weights: &'a dyn WeightSource) -> Result<std::borrow::Cow<'a, [f32]>> {
-    let tensor = weights.tensor(&param.name)?;
-    let significant = |shape: &[usize]| {
-        let ones = shape.iter().rev().take_while(|&&size| size == 1).count();
-        shape[..shape.len() - ones].to_vec()
-    };
-    let len = param.shape.iter().product::<usize>();
-    if significant(&tensor.shape) != significant(&param.shape) || tensor.data.len() != len {
-        let reason = format!("has shape {:?}, the network needs {:?}", tensor.shape, param.shape);
-        return Err(Error::tensor(&param.name, reason));
-    }
-    Ok(tensor.data)
 }
 
 fn taps_first(values: &[f32], shape: &[usize]) -> Vec<f32> {

@@ -75,18 +75,8 @@ impl Places {
             flat.fill(0.0);
             return Ok(());
         };
-        let significant = |shape: &[usize]| {
-            let ones = shape.iter().rev().take_while(|&&size| size == 1).count();
-            shape[..shape.len() - ones].to_vec()
-        };
         for (param, range) in self.params.iter().zip(&self.ranges) {
-            let tensor = weights.tensor(&param.name)?;
-            if significant(&tensor.shape) != significant(&param.shape) || tensor.data.len() != range.len() {
-                let reason = format!("has shape {:?}, the network needs {:?}", tensor.shape, param.shape);
-                return Err(Error::tensor(&param.name, reason));
-            }
-            flat[range.clone()].copy_from_slice(&tensor.data);
-            drop(tensor);
+            flat[range.clone()].copy_from_slice(&param.read(&**weights)?);
             weights.release(&param.name);
         }
         Ok(())
