@@ -298,6 +298,69 @@ typedef struct {
 } mdm_fit_report;
 
 /**
+ * Reads an image for a trainer, on a thread of the library.
+ *
+ * It must neither throw nor jump out, nor call functions on the trainer. A failure leaves the image out of the run.
+ *
+ * @param user_data as given in the mdm_training_images
+ * @param index     0 to count - 1
+ * @param image     to be filled in; zeros and its size at first. What it points to must stay until it is released
+ * @return MDM_OK, or anything else where the image cannot be had
+ */
+typedef mdm_status (*mdm_read_image_callback)(void *user_data, uint64_t index, mdm_image *image);
+
+/**
+ * Is told that an image that was read is not used any more, on the thread that read it.
+ *
+ * @param user_data as given in the mdm_training_images
+ * @param index     as it was asked for
+ * @param image     as it was filled in
+ */
+typedef void (*mdm_release_image_callback)(void *user_data, uint64_t index, const mdm_image *image);
+
+/**
+ * Images to learn from: files, or what callbacks hand over. Set paths or read.
+ */
+typedef struct {
+    /**
+     * sizeof(mdm_training_images)
+     */
+    size_t struct_size;
+    /**
+     * Files (PNG, JPEG, TIFF or BMP) and folders of such, UTF-8, as many as count says; NULL where images are read by callbacks.
+     */
+    const char *const *paths;
+    /**
+     * Number of paths, or of images that read knows.
+     */
+    uint64_t count;
+    /**
+     * Reads an image; NULL where paths are given.
+     */
+    mdm_read_image_callback read;
+    /**
+     * Is told that an image is not used any more; may be NULL.
+     */
+    mdm_release_image_callback release;
+    /**
+     * Handed to the callbacks.
+     */
+    void *user_data;
+    /**
+     * Size of the pixels of all images in micrometres, whatever they say; 0 believes them.
+     */
+    double microns_per_pixel;
+    /**
+     * 1 if several threads may be in the callbacks at once; 0 for one at a time.
+     */
+    uint32_t concurrent;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} mdm_training_images;
+
+/**
  * How images are corrupted.
  */
 typedef uint32_t mdm_corruption;
@@ -405,69 +468,6 @@ typedef struct {
      */
     uint32_t reserved;
 } mdm_trainer_options;
-
-/**
- * Reads an image for a trainer, on a thread of the library.
- *
- * It must neither throw nor jump out, nor call functions on the trainer. A failure leaves the image out of the run.
- *
- * @param user_data as given in the mdm_training_images
- * @param index     0 to count - 1
- * @param image     to be filled in; zeros and its size at first. What it points to must stay until it is released
- * @return MDM_OK, or anything else where the image cannot be had
- */
-typedef mdm_status (*mdm_read_image_callback)(void *user_data, uint64_t index, mdm_image *image);
-
-/**
- * Is told that an image that was read is not used any more, on the thread that read it.
- *
- * @param user_data as given in the mdm_training_images
- * @param index     as it was asked for
- * @param image     as it was filled in
- */
-typedef void (*mdm_release_image_callback)(void *user_data, uint64_t index, const mdm_image *image);
-
-/**
- * Images to learn from: files, or what callbacks hand over. Set paths or read.
- */
-typedef struct {
-    /**
-     * sizeof(mdm_training_images)
-     */
-    size_t struct_size;
-    /**
-     * Files (PNG, JPEG, TIFF or BMP) and folders of such, UTF-8, as many as count says; NULL where images are read by callbacks.
-     */
-    const char *const *paths;
-    /**
-     * Number of paths, or of images that read knows.
-     */
-    uint64_t count;
-    /**
-     * Reads an image; NULL where paths are given.
-     */
-    mdm_read_image_callback read;
-    /**
-     * Is told that an image is not used any more; may be NULL.
-     */
-    mdm_release_image_callback release;
-    /**
-     * Handed to the callbacks.
-     */
-    void *user_data;
-    /**
-     * Size of the pixels of all images in micrometres, whatever they say; 0 believes them.
-     */
-    double microns_per_pixel;
-    /**
-     * 1 if several threads may be in the callbacks at once; 0 for one at a time.
-     */
-    uint32_t concurrent;
-    /**
-     * Must be 0.
-     */
-    uint32_t reserved;
-} mdm_training_images;
 
 /**
  * How a step went.
@@ -858,15 +858,15 @@ mdm_status mdm_fitter_model(const mdm_fitter *fitter,
 void mdm_fitter_free(mdm_fitter *fitter);
 
 /**
- * Sets an options struct of `struct_size` bytes to its defaults; MDM_TRAINER_OPTIONS_INIT does the same. Ignores NULL.
- */
-void mdm_trainer_options_init(mdm_trainer_options *options,
-                              size_t struct_size);
-
-/**
  * Sets images of `struct_size` bytes to zeros and their size; MDM_TRAINING_IMAGES_INIT does the same. Ignores NULL.
  */
 void mdm_training_images_init(mdm_training_images *images,
+                              size_t struct_size);
+
+/**
+ * Sets an options struct of `struct_size` bytes to its defaults; MDM_TRAINER_OPTIONS_INIT does the same. Ignores NULL.
+ */
+void mdm_trainer_options_init(mdm_trainer_options *options,
                               size_t struct_size);
 
 /**

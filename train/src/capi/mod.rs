@@ -14,4 +14,5 @@ pub mod labels;
 pub mod models;
 mod runs;
 pub mod trainers;
+pub mod training_images;
 pub mod versions;

@@ -155,6 +155,11 @@ impl Recipe {
         self.unet.image_size
     }
 
+    /// Samples of a micro-batch where nobody says: the largest number up to 8 that divides the batch.
+    pub fn default_microbatch(batch: usize) -> usize {
+        (1..=batch.min(8)).rev().find(|microbatch| batch.is_multiple_of(*microbatch)).unwrap_or(1)
+    }
+
     /// Checks every number.
     ///
     /// # Errors
@@ -251,6 +256,11 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn micro_batches_divide_the_batch() {
+        assert_eq!([1, 7, 8, 12, 32, 34, 11].map(Recipe::default_microbatch), [1, 7, 8, 6, 8, 2, 1]);
+    }
 
     #[test]
     fn the_learning_rate_rises_and_then_follows_its_schedule() {

@@ -303,11 +303,6 @@ impl FromStr for Interval {
     }
 }
 
-/// The largest divisor of `batch` up to 8.
-fn default_microbatch(batch: usize) -> usize {
-    (1..=batch.min(8)).rev().find(|microbatch| batch.is_multiple_of(*microbatch)).unwrap_or(1)
-}
-
 impl Arguments {
     /// A new run's recipe. `init` is the configuration and the corruption of the backbone that it starts from.
     pub(super) fn recipe(&self, init: Option<&Model>) -> Recipe {
@@ -372,7 +367,7 @@ impl Arguments {
         recipe.microbatch = match self.microbatch {
             Some(microbatch) => microbatch,
             None if recipe.batch.is_multiple_of(recipe.microbatch) => recipe.microbatch,
-            None => default_microbatch(recipe.batch),
+            None => Recipe::default_microbatch(recipe.batch),
         };
         if let Some(loss) = training.loss {
             recipe.loss = loss.loss();
@@ -424,10 +419,5 @@ mod tests {
         for bad in ["", "m", "0", "0m", "-1", "1.5h", "ten"] {
             assert!(bad.parse::<Interval>().is_err(), "{bad:?} was taken");
         }
-    }
-
-    #[test]
-    fn micro_batches_divide_the_batch() {
-        assert_eq!([1, 7, 8, 12, 32, 34, 11].map(default_microbatch), [1, 7, 8, 6, 8, 2, 1]);
     }
 }
