@@ -8,7 +8,9 @@ mod support;
 use std::sync::Arc;
 
 use mdm::control::CancelToken;
-use mdm::engine::{DeviceOptions, Precision};
+#[cfg(feature = "gpu")]
+use mdm::engine::DeviceOptions;
+use mdm::engine::Precision;
 use mdm::model::{MapWeights, UnetConfig};
 use mdm::{Control, Device, Error};
 use mdm_train::engine::learner;
