@@ -10,6 +10,7 @@ mod support;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 
 use programs::{FOLDER, SANITIZERS, built, root, run, sanitizers, works};
 
@@ -64,8 +65,8 @@ fn scribble_refines_a_mask() {
     mdm::Model::open(&file("scribbled.safetensors")).unwrap();
 }
 
-/// Four images to learn from, and one that is none.
-fn images() -> Vec<PathBuf> {
+/// Four images to learn from, and one that is none. They are written once: programs of other tests may be reading them.
+static IMAGES: LazyLock<Vec<PathBuf>> = LazyLock::new(|| {
     let (width, height) = (96, 80);
     let mut paths = Vec::new();
     for number in 0..4 {
@@ -80,7 +81,7 @@ fn images() -> Vec<PathBuf> {
     std::fs::write(&torn, "P5\n96 80\n255\ntoo short").unwrap();
     paths.push(torn);
     paths
-}
+});
 
 /// A run of some steps with files of this name.
 fn pretrain(program: &Path, name: &str, steps: &str) -> Command {
@@ -89,7 +90,7 @@ fn pretrain(program: &Path, name: &str, steps: &str) -> Command {
         .arg(file(&format!("{name}.checkpoint")))
         .arg(file(&format!("{name}.safetensors")))
         .arg(steps)
-        .args(images())
+        .args(&*IMAGES)
         .env("MDM_DEVICE", "cpu");
     command
 }
