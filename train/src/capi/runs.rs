@@ -19,7 +19,8 @@ pub(super) fn stoppable(cancel: *mut mdm_cancel, freed: &CancelToken) -> Result<
 
 /// Runs `body` so that the caller of `run`, and whoever frees the object that runs, can stop it.
 ///
-/// Threads of `body` report how it gets on; the callback is called on this thread, with the latest news.
+/// Threads of `body` report how it gets on; the callback is called on this thread, with the latest news, while they work on. Only
+/// the last report waits until the callback has answered, so that none can ask too late for the run to stop.
 ///
 /// # Safety
 /// The callback can be called with the user data.
@@ -34,8 +35,13 @@ pub(super) unsafe fn watched<T: Send>(
     let (sender, news) = mpsc::channel();
     let work = move || {
         let report = move |progress: Progress| {
+            let (answering, answered) = mpsc::channel();
             // The receiver outlives this thread.
-            let _ = sender.send(progress);
+            let _ = sender.send((progress, answering));
+            if progress.done >= progress.total {
+                // Nothing is ever sent: the other end is dropped after the answer.
+                let _ = answered.recv();
+            }
         };
         body(&control.with_progress(&report))
     };
@@ -43,10 +49,11 @@ pub(super) unsafe fn watched<T: Send>(
         let worker = std::thread::Builder::new().name("mdm-run".into()).spawn_scoped(scope, work).map_err(
             |error| Failure::new(MDM_ERROR_OUT_OF_MEMORY, format!("cannot start a thread: {error}")),
         )?;
-        while let Ok(mut state) = news.recv() {
+        while let Ok(mut latest) = news.recv() {
             while let Ok(newer) = news.try_recv() {
-                state = newer;
+                latest = newer;
             }
+            let (state, _answering): (Progress, mpsc::Sender<()>) = latest;
             let state = mdm_progress {
                 struct_size: size_of::<mdm_progress>(),
                 fraction: if state.total == 0 { 1.0 } else { state.done as f64 / state.total as f64 },

@@ -435,6 +435,7 @@ fn run_steps(
         last = Some(trainer.step(control)?);
         control.report(done + 1, total);
     }
+    control.check()?;
     Ok(last)
 }
 

@@ -427,11 +427,10 @@ impl<'a> Steps<'a> {
     }
 
     fn advance(&self, steps: u64) -> Result<()> {
-        self.control.check()?;
         let mut done = self.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         *done += steps;
         self.control.report(*done, self.total);
-        Ok(())
+        self.control.check()
     }
 }
 

@@ -264,6 +264,7 @@ impl HeadFitter {
                 changed.insert(*index, builder.window(pixels, old, maps)?);
             }
         }
+        control.check()?;
         for (index, mut old) in std::mem::take(&mut image.windows) {
             match changed.get_mut(&index) {
                 Some(window) if window.maps.is_none() => {

@@ -1,6 +1,15 @@
 // mdm_train.hpp without exceptions. Usage: errors FOLDER
 #include "train.hpp"
 
+#include <chrono>
+#include <thread>
+
+// Stops whatever it watches, but takes longer to say so than the work takes.
+static bool stop_late(const mdm::progress &) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    return false;
+}
+
 static void fits(const mdm::model &backbone, const mdm::device &device, const std::string &folder) {
     mdm::error error;
     const std::vector<std::uint8_t> pixels = drawn(), labels = strokes();
@@ -15,7 +24,7 @@ static void fits(const mdm::model &backbone, const mdm::device &device, const st
     FAILS(mdm::status::invalid_argument, "fitted", CHECK(!fitter.model(error)));
     OK(CHECK(fitter.fit({}, error).steps == 60));
     OK(CHECK(fitter.refine(mdm::control([](const mdm::progress &) {}), error).steps == 20));
-    FAILS(mdm::status::cancelled, "cancelled", fitter.fit(mdm::control([](const mdm::progress &) { return false; }), error));
+    FAILS(mdm::status::cancelled, "cancelled", fitter.fit(mdm::control(stop_late), error));
     OK(CHECK(fitter.info(error).heads == 2));
     OK(CHECK(fitter.class_pixels(1, error) > 0));
     FAILS(mdm::status::invalid_argument, "no class 2", CHECK(fitter.class_pixels(2, error) == 0));
@@ -44,6 +53,10 @@ static void trains(const mdm::device &device, const std::string &folder) {
     });
     const std::string checkpoint = folder + "/errors.checkpoint";
     double whole = 0;
+    {
+        mdm::trainer stopped = mdm::trainer::make(device, small_recipe(), reader, error);
+        FAILS(mdm::status::cancelled, "cancelled", stopped.run(1, mdm::control(stop_late), error));
+    }
     {
         mdm::trainer trainer = mdm::trainer::make(device, small_recipe(), reader, error);
         OK(CHECK(trainer.run(2, {}, error).step == 2));
