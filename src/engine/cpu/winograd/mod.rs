@@ -2,8 +2,8 @@
 //! outputs instead of 144, F(2x2, 3x3) takes 16 for 4 instead of 36, with smaller weights.
 //!
 //! Input rows are normalised into a ring and transformed, a matrix product a point follows, the results are transformed
-//! back and added to the output. On large images a task takes a block of tiles through all steps, so that transformed
-//! tiles never leave its cache. Where there are so few tiles that reading the weights is what costs, all tiles go
+//! back and added to the output. On large images a task takes one block of tiles after another through all steps, down a strip of
+//! the image, so that transformed tiles never leave its cache and the ring goes on from block to block. Where there are so few tiles that reading the weights is what costs, all tiles go
 //! through one step at a time and the tasks divide the weights.
 
 #![allow(unsafe_code)]
@@ -26,8 +26,11 @@ use crate::plan::{Conv, Plan};
 /// Channels that are read and transformed at a time.
 pub const CHUNK: usize = 32;
 
-/// Tiles of a task at most. More tiles read the weights less often; fewer stay in cache.
-const BLOCK_TILES: usize = 64;
+/// Tiles of a block at most. More tiles read the weights less often; fewer stay in cache.
+const BLOCK_TILES: usize = 32;
+
+/// Tasks that every thread should get, so that all of them end at about the same time.
+const TASKS_PER_THREAD: usize = 4;
 
 /// Weights from which tasks divide them where there are few tiles.
 const MANY_WEIGHTS: usize = 1 << 14;
@@ -48,8 +51,8 @@ pub struct WinogradConv<const TILE: usize> {
 
 /// How tasks divide a convolution.
 enum Work {
-    /// Blocks of so many rows and columns of tiles go through all steps.
-    Blocks((usize, usize)),
+    /// Blocks of so many rows and columns of tiles go through all steps, so many below each other in one task.
+    Blocks { block: (usize, usize), strip: usize },
     /// All tiles go through one step at a time.
     Steps,
 }
@@ -90,12 +93,15 @@ impl<const TILE: usize> WinogradConv<TILE> {
             // Every thread gets a block.
             let tiles = total.div_ceil(threads).min(BLOCK_TILES);
             let width = grid.1.min(16).min(tiles);
-            Work::Blocks(((tiles / width).clamp(1, grid.0), width))
+            let block = ((tiles / width).clamp(1, grid.0), width);
+            let (rows, columns) = (grid.0.div_ceil(block.0), grid.1.div_ceil(block.1));
+            let strips = (TASKS_PER_THREAD * threads).div_ceil(batch * columns).min(rows);
+            Work::Blocks { block, strip: rows.div_ceil(strips) }
         };
         Self { conv: conv.clone(), weight, bias, inputs, outputs: output.channels, grid, batch, work }
     }
 
-    /// Values of a ring that is `columns` tiles wide.
+    /// Values of a chunk's ring that is `columns` tiles wide.
     fn ring_len(columns: usize) -> usize {
         Self::SIDE * (TILE * columns + 2) * CHUNK
     }
@@ -125,7 +131,8 @@ impl<const TILE: usize> WinogradConv<TILE> {
             parts,
             output: context.output(self.conv.output),
             sample,
-            top: 0,
+            strip_top: 0,
+            above: 0,
             left: 0,
             tiles: self.grid,
             count: tiles,
@@ -161,37 +168,39 @@ impl<const TILE: usize> WinogradConv<TILE> {
         });
     }
 
-    /// Each block of tiles through all steps.
-    fn run_blocks(&self, context: &Context<'_>, parts: &Parts<'_>, block: (usize, usize)) {
-        let (height, width) = parts.reader.size();
+    /// Each block of tiles through all steps, block after block down each strip.
+    fn run_blocks(&self, context: &Context<'_>, parts: &Parts<'_>, block: (usize, usize), strip: usize) {
         let output = context.output(self.conv.output);
-        let blocks = (self.grid.0.div_ceil(block.0), self.grid.1.div_ceil(block.1));
-        context.parallel(self.batch * blocks.0 * blocks.1, |task| {
-            let (sample, index) = (task / (blocks.0 * blocks.1), task % (blocks.0 * blocks.1));
-            let top = index / blocks.1 * block.0 * TILE;
-            let left = index % blocks.1 * block.1 * TILE;
-            let tiles =
-                (block.0.min((height - top).div_ceil(TILE)), block.1.min((width - left).div_ceil(TILE)));
-            let count = tiles.0 * tiles.1;
+        let (rows, columns) = self.grid;
+        let strip_rows = strip * block.0;
+        let strips = (rows.div_ceil(strip_rows), columns.div_ceil(block.1));
+        context.parallel(self.batch * strips.0 * strips.1, |task| {
+            let (sample, index) = (task / (strips.0 * strips.1), task % (strips.0 * strips.1));
+            let (first_row, first_column) = (index / strips.1 * strip_rows, index % strips.1 * block.1);
+            let end = rows.min(first_row + strip_rows);
             context.with_private(|ring| {
-                let transformed = ring.wrapping_add(Self::ring_len(block.1));
+                let transformed = ring.wrapping_add(self.inputs / CHUNK * Self::ring_len(block.1));
                 let products =
                     transformed.wrapping_add(Self::POINTS * block.0 * block.1 * stride(self.inputs));
-                let block = Block {
-                    step: self,
-                    parts,
-                    output,
-                    sample,
-                    top,
-                    left,
-                    tiles,
-                    count,
-                    ring,
-                    transformed,
-                    products,
-                };
-                // SAFETY: scratch has the size that was asked for; blocks write disjoint parts of the output.
-                unsafe { context.dispatch(AllSteps { block, panel: context.set.panel() }) }
+                for row in (first_row..end).step_by(block.0) {
+                    let tiles = (block.0.min(end - row), block.1.min(columns - first_column));
+                    let block = Block {
+                        step: self,
+                        parts,
+                        output,
+                        sample,
+                        strip_top: first_row * TILE,
+                        above: row - first_row,
+                        left: first_column * TILE,
+                        tiles,
+                        count: tiles.0 * tiles.1,
+                        ring,
+                        transformed,
+                        products,
+                    };
+                    // SAFETY: scratch has the size that was asked for; blocks write disjoint parts of the output.
+                    unsafe { context.dispatch(AllSteps { block, panel: context.set.panel() }) }
+                }
             });
         });
     }
@@ -201,9 +210,10 @@ impl<const TILE: usize> Step for WinogradConv<TILE> {
     fn scratch(&self) -> ScratchSize {
         let tile = Self::POINTS * (stride(self.inputs) + stride(self.outputs));
         match self.work {
-            Work::Blocks(block) => {
-                ScratchSize { private: Self::ring_len(block.1) + block.0 * block.1 * tile, shared: 0 }
-            }
+            Work::Blocks { block, .. } => ScratchSize {
+                private: self.inputs / CHUNK * Self::ring_len(block.1) + block.0 * block.1 * tile,
+                shared: 0,
+            },
             Work::Steps => ScratchSize {
                 private: Self::ring_len(self.grid.1),
                 shared: self.grid.0 * self.grid.1 * self.batch * tile,
@@ -218,7 +228,7 @@ impl<const TILE: usize> Step for WinogradConv<TILE> {
             sample_bias: self.conv.sample_bias.map(|id| context.map(id)),
         };
         match self.work {
-            Work::Blocks(block) => self.run_blocks(context, &parts, block),
+            Work::Blocks { block, strip } => self.run_blocks(context, &parts, block, strip),
             Work::Steps => self.run_steps(context, &parts),
         }
     }
@@ -237,13 +247,17 @@ struct Block<'a, const TILE: usize> {
     parts: &'a Parts<'a>,
     output: SharedMut,
     sample: usize,
-    /// First row and column of outputs.
-    top: usize,
+    /// First row of outputs of the strip that the block belongs to.
+    strip_top: usize,
+    /// Rows of tiles of the strip above the block; the ring holds the pixels that these share with it.
+    above: usize,
+    /// First column of outputs.
     left: usize,
     /// Rows and columns of tiles.
     tiles: (usize, usize),
     /// Tiles at each point, those of other samples included.
     count: usize,
+    /// A ring a chunk of channels.
     ring: *mut f32,
     transformed: *mut f32,
     products: *mut f32,
@@ -264,8 +278,9 @@ impl<const TILE: usize> Kernel for AllSteps<'_, TILE> {
         let step = block.step;
         // SAFETY: the three parts of scratch memory are as long as they have to be.
         unsafe {
-            for chunk in (0..step.inputs).step_by(CHUNK) {
-                block.transform_input::<S>(chunk);
+            let ring_len = WinogradConv::<TILE>::ring_len(block.tiles.1);
+            for chunk in 0..step.inputs / CHUNK {
+                block.transform_input::<S>(chunk * CHUNK, block.ring.add(chunk * ring_len));
             }
             for point in 0..WinogradConv::<TILE>::POINTS {
                 let point = step.product(point, block.count, 0..step.outputs, self.panel);
@@ -287,7 +302,7 @@ impl<const TILE: usize> Kernel for TransformInput<'_, TILE> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: promised by the caller.
-        unsafe { self.block.transform_input::<S>(self.channels.start) }
+        unsafe { self.block.transform_input::<S>(self.channels.start, self.block.ring) }
     }
 }
 
@@ -369,24 +384,30 @@ impl Kernel for OwnedProduct {
 impl<const TILE: usize> Block<'_, TILE> {
     const SIDE: usize = TILE + 2;
 
+    /// The first row of outputs.
+    fn top(&self) -> usize {
+        self.strip_top + TILE * self.above
+    }
+
     /// Transforms channels `chunk..chunk + CHUNK` of all tiles.
     ///
     /// # Safety
-    /// Ring and transformed tiles have the size that they need, and no other task writes them.
+    /// `ring` holds what the rows of tiles above left there. It and the transformed tiles have the size that they need, and no other task writes them.
     #[inline(always)]
-    unsafe fn transform_input<S: Simd>(&self, chunk: usize) {
+    unsafe fn transform_input<S: Simd>(&self, chunk: usize, ring: *mut f32) {
         let tile_stride = stride(self.step.inputs);
         let point_stride = self.count * tile_stride;
         let columns = TILE * self.tiles.1 + 2;
         let row_len = columns * CHUNK;
         // SAFETY: the ring has as many rows as a tile; every tile has its row in `transformed`.
         unsafe {
-            let mut filled = 0;
+            let mut filled = if self.above == 0 { 0 } else { TILE * self.above + Self::SIDE - TILE };
             for tile_y in 0..self.tiles.0 {
-                // Row r of the block, counted from the padding above it, lives in slot r % SIDE.
-                while filled < TILE * tile_y + Self::SIDE {
-                    let y = (self.top + filled) as isize - 1;
-                    let slot = self.ring.add(filled % Self::SIDE * row_len);
+                // Row r of the strip, counted from the padding above it, lives in slot r % SIDE.
+                let first = TILE * (self.above + tile_y);
+                while filled < first + Self::SIDE {
+                    let y = (self.strip_top + filled) as isize - 1;
+                    let slot = ring.add(filled % Self::SIDE * row_len);
                     let x = self.left as isize - 1;
                     self.parts.reader.row::<S>(self.sample, y, x, columns, chunk..chunk + CHUNK, slot, CHUNK);
                     filled += 1;
@@ -395,9 +416,8 @@ impl<const TILE: usize> Block<'_, TILE> {
                     let to = self.transformed.add((tile_y * self.tiles.1 + tile_x) * tile_stride + chunk);
                     let mut c = 0;
                     while c < CHUNK {
-                        let from = self.ring.add(TILE * tile_x * CHUNK + c).cast_const();
-                        let first = TILE * tile_y % Self::SIDE;
-                        input_tile::<S, TILE>(from, row_len, first, to.add(c), point_stride);
+                        let from = ring.add(TILE * tile_x * CHUNK + c).cast_const();
+                        input_tile::<S, TILE>(from, row_len, first % Self::SIDE, to.add(c), point_stride);
                         c += S::LANES;
                     }
                 }
@@ -414,7 +434,8 @@ impl<const TILE: usize> Block<'_, TILE> {
         let (height, width) = self.parts.reader.size();
         let outputs = self.step.outputs;
         let tile_stride = stride(outputs);
-        let rows = (TILE * self.tiles.0).min(height - self.top);
+        let top = self.top();
+        let rows = (TILE * self.tiles.0).min(height - top);
         let columns = (TILE * self.tiles.1).min(width - self.left);
         // SAFETY: only pixels of this block inside the image are written.
         unsafe {
@@ -427,7 +448,7 @@ impl<const TILE: usize> Block<'_, TILE> {
                 if residual.is_plain() {
                     added = residual.parts[0].data.add(offset);
                 } else {
-                    for y in self.top..self.top + rows {
+                    for y in top..top + rows {
                         let row = image.add((y * width + self.left) * outputs + channels.start);
                         let (y, x) = (y as isize, self.left as isize);
                         residual.row::<S>(self.sample, y, x, columns, channels.clone(), row, outputs);
@@ -437,7 +458,7 @@ impl<const TILE: usize> Block<'_, TILE> {
             for tile_y in 0..self.tiles.0 {
                 for tile_x in 0..self.tiles.1 {
                     let from = self.products.add((tile_y * self.tiles.1 + tile_x) * tile_stride);
-                    let (y, x) = (self.top + TILE * tile_y, self.left + TILE * tile_x);
+                    let (y, x) = (top + TILE * tile_y, self.left + TILE * tile_x);
                     let at = (y * width + x) * outputs;
                     let size = (TILE.min(height - y), TILE.min(width - x));
                     let mut c = channels.start;
