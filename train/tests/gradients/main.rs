@@ -380,7 +380,7 @@ proptest! {
 /// Tiles enough for sums in several groups, and for the larger tiles.
 #[test]
 fn a_convolution_of_many_pixels() {
-    check_conv(&ConvShape {
+    let one = ConvShape {
         batch: 1,
         height: 53,
         width: 50,
@@ -394,7 +394,10 @@ fn a_convolution_of_many_pixels() {
         bias: true,
         sample_bias: false,
         residual: None,
-    });
+    };
+    check_conv(&one);
+    // So many tiles are summed in groups, which end amid a row of tiles.
+    check_conv(&ConvShape { batch: 3, parts: vec![32, 32], ..one });
 }
 
 /// What is read by several is the sum of what flows back from each.

@@ -33,7 +33,7 @@ const MOST_GROUPS: usize = 16;
 const GROUP_TILES: usize = 128;
 
 /// Values of transformed tiles that a task of a group works on; they should stay in the second-level cache.
-const BLOCK_VALUES: usize = 1 << 18;
+const BLOCK_VALUES: usize = 3 << 16;
 
 /// Tiles of a block.
 const FEWEST_BLOCK_TILES: usize = 16;
@@ -71,7 +71,11 @@ impl<'a> Winograd<'a> {
         let grid = (output.height.div_ceil(TILE), output.width.div_ceil(TILE));
         let tiles = grid.0 * grid.1 * plan.options.batch;
         let fitting = BLOCK_VALUES / (POINTS * (stride(inputs) + stride(outputs)));
-        let block = fitting.clamp(FEWEST_BLOCK_TILES, MOST_BLOCK_TILES);
+        // Whole rows of tiles go on with the pixels of those above them.
+        let block = match fitting.clamp(FEWEST_BLOCK_TILES, MOST_BLOCK_TILES) {
+            tiles if tiles > grid.1 => tiles - tiles % grid.1,
+            tiles => tiles,
+        };
         let groups = MOST_GROUPS.min(tiles / GROUP_TILES);
         if POINTS * inputs * outputs <= FEW_SUMS && groups >= FEWEST_GROUPS {
             Self { op, inputs, outputs, grid, tiles, groups, block }
@@ -88,16 +92,21 @@ impl<'a> Winograd<'a> {
         POINTS * self.block * (stride(self.inputs) + stride(self.outputs))
     }
 
-    /// Values of a row of tiles before they are transformed.
+    /// Pixels of a row of tiles before they are transformed, those of [`CHUNK`] channels.
     fn ring_len(&self) -> usize {
         SIDE * (TILE * self.grid.1 + 2) * CHUNK
+    }
+
+    /// Rings for all inputs, and one for the gradient.
+    fn rings_len(&self) -> usize {
+        (self.inputs / CHUNK + 1) * self.ring_len()
     }
 
     pub(super) fn scratch(&self) -> ScratchSize {
         if self.groups > 1 {
             ScratchSize {
                 shared: self.groups * self.sums_len(),
-                private: self.ring_len() + self.transformed_len(),
+                private: self.rings_len() + self.transformed_len(),
             }
         } else {
             ScratchSize { shared: self.sums_len() + self.transformed_len(), private: self.ring_len() }
@@ -112,18 +121,28 @@ impl<'a> Winograd<'a> {
                 let tiles = group * self.tiles / self.groups..(group + 1) * self.tiles / self.groups;
                 // SAFETY: sums of its own for each group.
                 let sums = unsafe { context.shared.add(group * self.sums_len()) };
-                context.with_private(|ring| {
-                    let transformed = ring.wrapping_add(self.ring_len());
+                context.with_private(|rings| {
+                    let transformed = rings.wrapping_add(self.rings_len());
+                    let mut held = None;
                     for start in tiles.clone().step_by(self.block) {
                         let block = start..tiles.end.min(start + self.block);
-                        let transform = |first: bool, channels| Transform {
+                        let input = Transform {
                             op: self,
-                            reader: if first { &readers.0 } else { &readers.1 },
-                            first,
-                            channels,
+                            reader: &readers.0,
+                            first: true,
+                            channels: 0..self.inputs,
                             tiles: block.clone(),
-                            ring,
+                            held,
+                            rings,
                             out: transformed,
+                        };
+                        let gradient = Transform {
+                            reader: &readers.1,
+                            first: false,
+                            channels: 0..self.outputs,
+                            tiles: block.clone(),
+                            rings: rings.wrapping_add(self.rings_len() - self.ring_len()),
+                            ..input
                         };
                         let sum = Points {
                             op: self,
@@ -136,8 +155,8 @@ impl<'a> Winograd<'a> {
                         };
                         // SAFETY: private scratch memory and sums are as long as they have to be.
                         unsafe {
-                            context.dispatch(transform(true, 0..self.inputs));
-                            context.dispatch(transform(false, 0..self.outputs));
+                            context.dispatch(gradient);
+                            held = context.dispatch(input);
                             context.dispatch(sum);
                         }
                     }
@@ -160,18 +179,19 @@ impl<'a> Winograd<'a> {
             context.parallel(chunks.0 + chunks.1, |task| {
                 let first = task < chunks.0;
                 let chunk = if first { task } else { task - chunks.0 };
-                context.with_private(|ring| {
+                context.with_private(|rings| {
                     let kernel = Transform {
                         op: self,
                         reader: if first { &readers.0 } else { &readers.1 },
                         first,
                         channels: chunk * CHUNK..(chunk + 1) * CHUNK,
                         tiles: tiles.clone(),
-                        ring,
+                        held: None,
+                        rings,
                         out: transformed.get(),
                     };
                     // SAFETY: each task writes its own channels.
-                    unsafe { context.dispatch(kernel) }
+                    unsafe { context.dispatch(kernel) };
                 });
             });
             let shares = self.outputs.div_ceil(4 * CHUNK);
@@ -212,15 +232,19 @@ struct Transform<'a> {
     first: bool,
     channels: Range<usize>,
     tiles: Range<usize>,
-    ring: *mut f32,
+    /// The row of tiles, by its first, of which the rings hold all columns; none at first. Only the input's are gone on with.
+    held: Option<usize>,
+    /// One a chunk for the input, one for the gradient.
+    rings: *mut f32,
     out: *mut f32,
 }
 
 impl Kernel for Transform<'_> {
-    type Output = ();
+    /// What is held afterwards.
+    type Output = Option<usize>;
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
+    unsafe fn run<S: Simd>(self) -> Option<usize> {
         let op = self.op;
         let per_sample = op.grid.0 * op.grid.1;
         let count = self.tiles.len();
@@ -230,40 +254,40 @@ impl Kernel for Transform<'_> {
         } else {
             (POINTS * op.block * stride(op.inputs), stride(op.outputs))
         };
-        // SAFETY: ring and transformed tiles have the size that they need.
+        let mut held = None;
+        // SAFETY: rings and transformed tiles have the size that they need.
         unsafe {
             let out = self.out.add(start);
             let (side, padding) = if self.first { (SIDE, 1) } else { (TILE, 0) };
             let row_len = (TILE * op.grid.1 + 2) * CHUNK;
-            for chunk in self.channels.clone().step_by(CHUNK) {
-                // The row after those in the ring, counted from the padding above the sample: row r lives in slot r % side. A
-                // row of tiles goes on with those of the one above it where that was there from its first column on.
-                let mut filled = 0;
+            for (index, chunk) in self.channels.clone().step_by(CHUNK).enumerate() {
+                let ring = if self.first { self.rings.add(index * op.ring_len()) } else { self.rings };
+                held = self.held;
                 let mut tile = self.tiles.start;
                 while tile < self.tiles.end {
                     // The rest of this row of tiles.
                     let (sample, index) = (tile / per_sample, tile % per_sample);
                     let (tile_y, tile_x) = (index / op.grid.1, index % op.grid.1);
                     let run = (op.grid.1 - tile_x).min(self.tiles.end - tile);
-                    let whole = tile >= self.tiles.start + op.grid.1;
-                    if !whole || tile_y == 0 {
-                        filled = TILE * tile_y;
-                    }
-                    while filled < TILE * tile_y + side {
+                    // Row r, counted from the padding above the sample, lives in slot r % side. The first rows may be there from
+                    // the row of tiles above this one.
+                    let goes_on = self.first && tile_y > 0 && held.map(|held| held + op.grid.1) == Some(tile);
+                    let missing = TILE * tile_y + if goes_on { side - TILE } else { 0 };
+                    for y in missing..TILE * tile_y + side {
                         self.reader.row::<S>(
                             sample,
-                            filled as isize - padding as isize,
+                            y as isize - padding as isize,
                             (TILE * tile_x) as isize - padding as isize,
                             TILE * run + 2 * padding,
                             chunk..chunk + CHUNK,
-                            self.ring.add(filled % side * row_len),
+                            ring.add(y % side * row_len),
                             CHUNK,
                         );
-                        filled += 1;
                     }
+                    held = (run == op.grid.1).then_some(tile);
                     for i in 0..run {
                         let to = out.add((tile - self.tiles.start + i) * stride + chunk);
-                        let from = self.ring.add(TILE * i * CHUNK).cast_const();
+                        let from = ring.add(TILE * i * CHUNK).cast_const();
                         let mut c = 0;
                         while c < CHUNK {
                             let (from, to) = (from.add(c), to.add(c));
@@ -285,6 +309,7 @@ impl Kernel for Transform<'_> {
                 }
             }
         }
+        held
     }
 }
 
