@@ -15,11 +15,11 @@ use crate::differentiate::{Contribution, NormUse};
 /// always.
 const BLOCK: usize = 256;
 
-/// Vectors of channels that are summed side by side.
-const VECTORS: usize = 4;
+/// Vectors of channels that are summed side by side: enough to hide how long one addition takes, few enough for the registers.
+const VECTORS: usize = 2;
 
-/// Values of a tensor that are added up at a time; they stay in the first-level cache.
-const PIECE: usize = 4096;
+/// Pixels of a task that adds up what flows back.
+const TASK_PIXELS: usize = 1024;
 
 /// Shared scratch memory for sums of `per_channel` values a channel.
 pub(super) fn sums_scratch(tensors: &[(usize, usize)], batch: usize, per_channel: usize) -> usize {
@@ -72,17 +72,42 @@ impl Kernel for BlockSums {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: the pixels are there, and vectors are cut at the last channel.
+        // SAFETY: vectors are cut at the last channel.
         unsafe {
-            for c in (0..self.channels).step_by(S::LANES) {
-                let lanes = S::LANES.min(self.channels - c);
-                let mut sum = Compensated::<S>::zero();
-                let mut from = self.data.add(c);
-                for _ in 0..self.pixels {
-                    sum.add(load::<S>(from, lanes));
-                    from = from.wrapping_add(self.channels);
+            let mut c = 0;
+            while c + VECTORS * S::LANES <= self.channels {
+                self.vectors::<S, VECTORS>(c, S::LANES);
+                c += VECTORS * S::LANES;
+            }
+            while c < self.channels {
+                self.vectors::<S, 1>(c, S::LANES.min(self.channels - c));
+                c += S::LANES;
+            }
+        }
+    }
+}
+
+impl BlockSums {
+    /// # Safety
+    /// `N` vectors from channel `c` on are there, the last one with `lanes` values.
+    #[inline(always)]
+    unsafe fn vectors<S: Simd, const N: usize>(&self, c: usize, lanes: usize) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let mut sums = [Compensated::<S>::zero(); N];
+            let mut from = self.data.add(c);
+            for _ in 0..self.pixels {
+                let mut v = 0;
+                while v < N {
+                    sums[v].add(load::<S>(from.add(v * S::LANES), lanes));
+                    v += 1;
                 }
-                store::<S>(self.out.get().add(c), sum.value, lanes);
+                from = from.wrapping_add(self.channels);
+            }
+            let mut v = 0;
+            while v < N {
+                store::<S>(self.out.get().add(c + v * S::LANES), sums[v].value, lanes);
+                v += 1;
             }
         }
     }
@@ -274,42 +299,66 @@ impl BlockNormSums {
 pub(super) fn sum(context: &Context<'_>, tensor: TensorId, contributions: &[Contribution], output: TensorId) {
     let x = context.map(tensor);
     let pixels = x.height * x.width;
-    let parts: Vec<Part> = contributions
-        .iter()
-        .map(|contribution| match contribution {
-            Contribution::Read { gradient, first_channel, resample, norm } => Part::Read {
-                incoming: Incoming {
-                    map: context.map(*gradient),
-                    first: *first_channel,
-                    resample: *resample,
-                },
-                norm: norm.map(|NormUse { coefficients, silu }| (context.map(coefficients), silu)),
-            },
-            Contribution::Affine { coefficients } => Part::Affine(context.map(*coefficients)),
-        })
-        .collect();
-    let piece = (PIECE / x.channels).clamp(1, pixels);
-    let pieces = pixels.div_ceil(piece);
+    let parts: Vec<Part> = contributions.iter().map(|part| Part::new(context, x, part)).collect();
+    let tasks = pixels.div_ceil(TASK_PIXELS);
     let out = context.output(output);
-    // Pieces are small; a task takes several.
-    let tasks = pieces.min(64);
     context.parallel(context.batch() * tasks, |task| {
-        let (sample, task) = (task / tasks, task % tasks);
-        for index in task * pieces / tasks..(task + 1) * pieces / tasks {
-            let start = index * piece;
-            let kernel = Piece { x, parts: &parts, sample, pixels: start..pixels.min(start + piece), out };
-            // SAFETY: each task writes its own pixels.
-            unsafe { context.dispatch(kernel) }
-        }
+        let (sample, start) = (task / tasks, task % tasks * TASK_PIXELS);
+        let range = start..pixels.min(start + TASK_PIXELS);
+        // SAFETY: each task writes its own pixels.
+        unsafe { context.dispatch(Total { x, parts: &parts, sample, pixels: range, out }) }
     });
 }
 
-enum Part {
-    Read { incoming: Incoming, norm: Option<(Map, bool)> },
-    Affine(Map),
+/// A contribution whose tensors are known.
+struct Part {
+    how: How,
+    incoming: Incoming,
+    /// A constant a channel of the tensor, for the first sample: a norm's multipliers and summands, or p and q.
+    constants: [*const f32; 2],
+    /// From one sample's constants to the next one's.
+    stride: usize,
 }
 
-struct Piece<'a> {
+/// How a contribution is computed from x and the gradient g that flows in.
+#[derive(Clone, Copy)]
+enum How {
+    /// g
+    Plain,
+    /// g times the norm's multiplier.
+    Scaled,
+    /// The same times the slope of SiLU.
+    Silu,
+    /// `p + q x`
+    Affine,
+}
+
+// SAFETY: constants are only read, and only while nobody writes them.
+unsafe impl Sync for Part {}
+
+impl Part {
+    fn new(context: &Context<'_>, x: Map, contribution: &Contribution) -> Self {
+        let constants = |map: Map, first: usize| [map.at(first), map.at(first + map.channels / 2)];
+        match *contribution {
+            Contribution::Read { gradient, first_channel: first, resample, norm } => {
+                let incoming = Incoming { map: context.map(gradient), first, resample };
+                let Some(NormUse { coefficients, silu }) = norm else {
+                    return Self { how: How::Plain, incoming, constants: [std::ptr::null(); 2], stride: 0 };
+                };
+                let how = if silu { How::Silu } else { How::Scaled };
+                let map = context.map(coefficients);
+                Self { how, incoming, constants: constants(map, first), stride: map.channels }
+            }
+            Contribution::Affine { coefficients } => {
+                let incoming = Incoming { map: x, first: 0, resample: Resample::None };
+                let map = context.map(coefficients);
+                Self { how: How::Affine, incoming, constants: constants(map, 0), stride: map.channels }
+            }
+        }
+    }
+}
+
+struct Total<'a> {
     x: Map,
     parts: &'a [Part],
     sample: usize,
@@ -317,94 +366,83 @@ struct Piece<'a> {
     out: SharedMut,
 }
 
-impl Kernel for Piece<'_> {
+impl Kernel for Total<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: pixels lie in the tensor; coefficients are there for each sample.
-        unsafe {
-            for (index, part) in self.parts.iter().enumerate() {
-                let add = index > 0;
-                match part {
-                    Part::Read { incoming, norm: None } => {
-                        self.add::<S, PLAIN>(add, *incoming, std::ptr::null(), std::ptr::null());
-                    }
-                    Part::Read { incoming, norm: Some((coefficients, silu)) } => {
-                        let scale = coefficients.at(self.sample * coefficients.channels + incoming.first);
-                        let shift = scale.wrapping_add(coefficients.channels / 2);
-                        if *silu {
-                            self.add::<S, SILU>(add, *incoming, scale, shift);
-                        } else {
-                            self.add::<S, SCALED>(add, *incoming, scale, shift);
-                        }
-                    }
-                    Part::Affine(coefficients) => {
-                        let p = coefficients.at(self.sample * coefficients.channels);
-                        let q = p.wrapping_add(coefficients.channels / 2);
-                        let nothing = Incoming { map: self.x, first: 0, resample: Resample::None };
-                        self.add::<S, AFFINE>(add, nothing, p, q);
-                    }
+        let Map { height, width, channels, .. } = self.x;
+        let (mut y, mut x) = (self.pixels.start / width, self.pixels.start % width);
+        for pixel in self.pixels.clone() {
+            let at = (self.sample * height * width + pixel) * channels;
+            let mut c = 0;
+            // SAFETY: pixels lie in the tensor, and vectors are cut at the last channel.
+            unsafe {
+                while c + 2 * S::LANES <= channels {
+                    self.vectors::<S, 2>(at, (y, x), c, S::LANES);
+                    c += 2 * S::LANES;
                 }
+                while c < channels {
+                    self.vectors::<S, 1>(at, (y, x), c, S::LANES.min(channels - c));
+                    c += S::LANES;
+                }
+            }
+            x += 1;
+            if x == width {
+                (y, x) = (y + 1, 0);
             }
         }
     }
 }
 
-/// How a contribution is computed.
-const PLAIN: u8 = 0;
-const SCALED: u8 = 1;
-const SILU: u8 = 2;
-const AFFINE: u8 = 3;
-
-impl Piece<'_> {
-    /// Writes or adds one contribution. `first` and `second` are a norm's multipliers and summands, or p and q.
+impl Total<'_> {
+    /// Adds up `N` vectors from channel `c` on of the pixel at `at`.
     ///
     /// # Safety
-    /// The pixels lie in the tensor; there is a constant for each of its channels unless the mode is plain.
+    /// They are there, the last one with `lanes` values.
     #[inline(always)]
-    unsafe fn add<S: Simd, const MODE: u8>(
+    unsafe fn vectors<S: Simd, const N: usize>(
         &self,
-        add: bool,
-        incoming: Incoming,
-        first: *const f32,
-        second: *const f32,
+        at: usize,
+        (y, x): (usize, usize),
+        c: usize,
+        lanes: usize,
     ) {
-        let Map { height, width, channels, .. } = self.x;
-        // SAFETY: promised by the caller.
+        // SAFETY: promised by the caller; there are constants for every channel of a sample unless a part is plain.
         unsafe {
-            for c in (0..channels).step_by(S::LANES) {
-                let lanes = S::LANES.min(channels - c);
-                let (mut a, mut b) = (S::splat(0.0), S::splat(0.0));
-                if MODE != PLAIN {
-                    a = load::<S>(first.add(c), lanes);
-                    b = load::<S>(second.add(c), lanes);
-                }
-                let (mut y, mut x) = (self.pixels.start / width, self.pixels.start % width);
-                for pixel in self.pixels.clone() {
-                    let at = (self.sample * height * width + pixel) * channels + c;
-                    let mut result = if MODE == AFFINE {
-                        S::mul_add(load::<S>(self.x.at(at), lanes), b, a)
-                    } else {
-                        incoming.at::<S>(self.sample, y, x, c, lanes)
+            let mut values = [S::splat(0.0); N];
+            let mut sums = [S::splat(0.0); N];
+            let mut v = 0;
+            while v < N {
+                values[v] = load::<S>(self.x.at(at + c + v * S::LANES), lanes);
+                v += 1;
+            }
+            for (index, part) in self.parts.iter().enumerate() {
+                let mut v = 0;
+                while v < N {
+                    let c = c + v * S::LANES;
+                    let constant = |which: usize| {
+                        load::<S>(part.constants[which].add(self.sample * part.stride + c), lanes)
                     };
-                    if MODE == SCALED || MODE == SILU {
-                        result = S::mul(result, a);
-                    }
-                    if MODE == SILU {
-                        let value = load::<S>(self.x.at(at), lanes);
-                        result = S::mul(result, silu_slope::<S>(S::mul_add(value, a, b)));
-                    }
-                    let to = self.out.get().add(at);
-                    if add {
-                        result = S::add(result, load::<S>(to, lanes));
-                    }
-                    store::<S>(to, result, lanes);
-                    x += 1;
-                    if x == width {
-                        (y, x) = (y + 1, 0);
-                    }
+                    let incoming = || part.incoming.at::<S>(self.sample, y, x, c, lanes);
+                    let result = match part.how {
+                        How::Plain => incoming(),
+                        How::Scaled => S::mul(incoming(), constant(0)),
+                        How::Silu => {
+                            let scale = constant(0);
+                            let slope = silu_slope::<S>(S::mul_add(values[v], scale, constant(1)));
+                            S::mul(S::mul(incoming(), scale), slope)
+                        }
+                        How::Affine => S::mul_add(values[v], constant(1), constant(0)),
+                    };
+                    sums[v] = if index == 0 { result } else { S::add(sums[v], result) };
+                    v += 1;
                 }
+            }
+            let mut v = 0;
+            while v < N {
+                store::<S>(self.out.get().add(at + c + v * S::LANES), sums[v], lanes);
+                v += 1;
             }
         }
     }
