@@ -53,7 +53,7 @@ impl CpuNetwork {
     ) -> Result<Self> {
         plan.check()?;
         let threads = pool.current_num_threads();
-        let mut builder = StepBuilder { plan: &plan, weights, packed, set, threads, large_tiles: true };
+        let mut builder = StepBuilder { plan: &plan, weights, packed, set, threads, largest_tile: 4 };
         let steps = plan.ops.iter().map(|op| builder.step(op)).collect::<Result<Vec<_>>>()?;
         let sizes = steps.iter().map(|step| step.scratch());
         let (shared, private) =
@@ -129,8 +129,9 @@ pub struct StepBuilder<'a> {
     pub packed: &'a mut PackedWeights,
     pub set: InstructionSet,
     pub threads: usize,
-    /// Whether Winograd's larger tiles may be used: faster, with twice the rounding errors.
-    pub large_tiles: bool,
+    /// Winograd's largest tile that may be used: the larger, the faster, and the larger rounding errors: with 4 they are about twice
+    /// those with 2. Products as they stand, for 0, have the smallest.
+    pub largest_tile: usize,
 }
 
 impl StepBuilder<'_> {
@@ -204,8 +205,15 @@ impl StepBuilder<'_> {
         } else {
             LARGE_TILE_PIXELS
         };
-        if pixels >= SMALL_TILE_PIXELS && winograd::fits(conv, self.plan) {
-            let tile = if pixels >= large && self.large_tiles { 4 } else { 2 };
+        let fastest = if pixels >= large {
+            4
+        } else if pixels >= SMALL_TILE_PIXELS {
+            2
+        } else {
+            0
+        };
+        let tile = self.largest_tile.min(fastest);
+        if tile > 0 && winograd::fits(conv, self.plan) {
             let weight = self.param(conv.weight, Layout::Winograd { panel: self.set.panel(), tile })?;
             return Ok(match tile {
                 4 => Box::new(WinogradConv::<4>::new(conv, self.plan, weight, bias, self.threads)),

@@ -169,8 +169,13 @@ fn step_builder<'a>(
     set: InstructionSet,
     threads: usize,
 ) -> StepBuilder<'a> {
-    let large_tiles = matches!(op, Op::Conv(conv) if conv.weight >= program.parameters);
-    StepBuilder { plan: &program.plan, weights, packed, set, threads, large_tiles }
+    let largest_tile = match op {
+        Op::Conv(conv) if conv.weight >= program.parameters => 4,
+        // It rounds products before it adds them.
+        _ if set == InstructionSet::Portable => 0,
+        _ => 2,
+    };
+    StepBuilder { plan: &program.plan, weights, packed, set, threads, largest_tile }
 }
 
 fn scratch(gradient: &Gradient, program: &Program, panel: usize) -> ScratchSize {
