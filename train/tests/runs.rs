@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mdm::model::{Corruption, CorruptionKind, MapWeights, Metadata, Model, NoiseSchedule, UnetConfig};
-use mdm::{CancelToken, Control, Device, Error, ImageView, PixelFormat, Result};
+use mdm::{CancelToken, Control, Device, DeviceOptions, Error, ImageView, PixelFormat, Result};
 use mdm_train::loss::Loss;
 use mdm_train::pretrain::{Checkpoint, Images, Optimiser, PretrainError, Recipe, Schedule, Start, Trainer};
 
@@ -196,6 +199,45 @@ fn a_loss_that_is_not_a_number_stops_the_run() {
     let error = trainer.step(&Control::none()).unwrap_err();
     assert_eq!(trainer.steps_done(), 0);
     assert!(matches!(error, PretrainError::Diverged { .. }), "{error}");
+}
+
+/// A GPU that goes away ends a run; its checkpoint stays, and the run goes on from it on a GPU that is there.
+#[cfg(feature = "gpu")]
+#[test]
+fn a_lost_device_leaves_the_checkpoint() {
+    use mdm::engine::gpu::GpuEngine;
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("checkpoint");
+    for (name, precision, _) in support::gpus() {
+        let options = DeviceOptions { precision: *precision, ..DeviceOptions::default() };
+        let device = Device::select(name, &options).unwrap();
+        let mut lost = Trainer::new(&device, Start::New(tiny()), Stripes::new(5, None)).unwrap();
+        lost.run(2, &Control::none()).unwrap();
+        lost.save(&path).unwrap();
+        let kept = std::fs::read(&path).unwrap();
+
+        device
+            .engine()
+            .as_any()
+            .downcast_ref::<GpuEngine>()
+            .unwrap()
+            .context()
+            .unwrap()
+            .give_up("it is a test");
+        let result = lost.step(&Control::none());
+        assert!(matches!(result, Err(PretrainError::Library(Error::DeviceLost(_)))), "{result:?}");
+        assert_eq!(lost.steps_done(), 2);
+        let result = lost.save(&path);
+        assert!(matches!(result, Err(PretrainError::Library(Error::DeviceLost(_)))), "{result:?}");
+        assert_eq!(std::fs::read(&path).unwrap(), kept);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let mut next = Trainer::new(&device, Start::Resume(&checkpoint), Stripes::new(5, None)).unwrap();
+        next.run(2, &Control::none()).unwrap();
+        assert_eq!(next.steps_done(), 4);
+    }
 }
 
 #[test]
