@@ -18,7 +18,7 @@
 #define MDM_LABELS_INIT {sizeof(mdm_labels), NULL, 0, 0, 0, 0, 0, 0}
 #define MDM_FITTER_OPTIONS_INIT {sizeof(mdm_fitter_options), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_LABEL_REPORT_INIT {sizeof(mdm_label_report), 0, 0, 0, 0}
-#define MDM_FIT_REPORT_INIT {sizeof(mdm_fit_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_FIT_REPORT_INIT {sizeof(mdm_fit_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_FITTER_INFO_INIT {sizeof(mdm_fitter_info), 0, 0, 0, 0, 0}
 #define MDM_TRAINING_IMAGES_INIT {sizeof(mdm_training_images), NULL, 0, NULL, NULL, NULL, 0, 0, 0}
 #define MDM_TRAINER_OPTIONS_INIT {sizeof(mdm_trainer_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
@@ -295,6 +295,15 @@ typedef struct {
      * As mean_iou, of a head that was fitted without those samples.
      */
     double held_out_mean_iou;
+    /**
+     * 1 where the heads were trained on the fitter's device, a GPU; 0 where they were on the processor. A warning in the log says
+     * why where the device is a GPU.
+     */
+    int32_t on_gpu;
+    /**
+     * 0
+     */
+    int32_t reserved;
 } mdm_fit_report;
 
 /**

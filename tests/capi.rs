@@ -14,7 +14,7 @@ use programs::{FOLDER, SANITIZERS, libraries, run, run_checked, sanitizers, work
 
 fn compile(name: &str, flags: &[&str]) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let program = FOLDER.path().join(format!("{name}{}", flags.concat().replace(['/', '=', ','], "_")));
+    let program = FOLDER.join(format!("{name}{}", flags.concat().replace(['/', '=', ','], "_")));
     let libraries = libraries();
     run(Command::new("cc")
         .args(["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"])
@@ -25,7 +25,7 @@ fn compile(name: &str, flags: &[&str]) -> PathBuf {
         .arg("-L")
         .arg(&libraries)
         .arg("-lmdm")
-        .arg(format!("-Wl,-rpath,{}", FOLDER.path().display()))
+        .arg(format!("-Wl,-rpath,{}", FOLDER.display()))
         .arg("-o")
         .arg(&program));
     program
@@ -33,13 +33,13 @@ fn compile(name: &str, flags: &[&str]) -> PathBuf {
 
 fn plainly(name: &str, arguments: &[&str]) {
     if works("cc") {
-        run(Command::new(compile(name, &[])).arg(FOLDER.path()).args(arguments));
+        run(Command::new(compile(name, &[])).arg(&*FOLDER).args(arguments));
     }
 }
 
 fn sanitized(name: &str, arguments: &[&str]) {
     if works("cc") && sanitizers("cc") {
-        run_checked(Command::new(compile(name, SANITIZERS)).arg(FOLDER.path()).args(arguments));
+        run_checked(Command::new(compile(name, SANITIZERS)).arg(&*FOLDER).args(arguments));
     }
 }
 
@@ -55,7 +55,7 @@ fn watched(name: &str, arguments: &[&str]) {
                 ])
                 .args(["--errors-for-leak-kinds=definite,indirect", "--fair-sched=yes", "--num-callers=30"])
                 .arg(compile(name, &["-DVALGRIND"]))
-                .arg(FOLDER.path())
+                .arg(&*FOLDER)
                 .args(arguments),
         );
     }

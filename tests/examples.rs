@@ -19,7 +19,7 @@ fn root() -> &'static Path {
 }
 
 fn model() -> PathBuf {
-    FOLDER.path().join("modèle.safetensors")
+    FOLDER.join("modèle.safetensors")
 }
 
 const WIDTH: usize = 61;
@@ -45,7 +45,7 @@ fn said(output: &Output) -> String {
 
 /// `examples/c/segment.c`, built with some compiler and flags.
 fn segment(compiler: &str, flags: &[&str]) -> PathBuf {
-    let program = FOLDER.path().join(format!("segment-{compiler}{}", flags.len()));
+    let program = FOLDER.join(format!("segment-{compiler}{}", flags.len()));
     let libraries = libraries();
     run(Command::new(compiler)
         .args(["-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"])
@@ -56,7 +56,7 @@ fn segment(compiler: &str, flags: &[&str]) -> PathBuf {
         .arg("-L")
         .arg(libraries)
         .arg("-lmdm")
-        .arg(format!("-Wl,-rpath,{}", FOLDER.path().display()))
+        .arg(format!("-Wl,-rpath,{}", FOLDER.display()))
         .arg("-o")
         .arg(&program));
     program
@@ -65,10 +65,7 @@ fn segment(compiler: &str, flags: &[&str]) -> PathBuf {
 /// A program that must not touch the GPU drivers of this machine, which leak.
 fn without_drivers(program: &Path) -> Command {
     let mut command = Command::new(program);
-    command
-        .env("VK_DRIVER_FILES", "none")
-        .env("VK_ICD_FILENAMES", "none")
-        .env("XDG_RUNTIME_DIR", FOLDER.path());
+    command.env("VK_DRIVER_FILES", "none").env("VK_ICD_FILENAMES", "none").env("XDG_RUNTIME_DIR", &*FOLDER);
     command
 }
 
@@ -151,7 +148,7 @@ fn the_c_example_says_what_is_wrong() {
         assert!(said(&output).contains(words), "{words}: {}", said(&output));
         assert_eq!(written, None);
     }
-    let image = FOLDER.path().join("fine.ppm");
+    let image = FOLDER.join("fine.ppm");
     std::fs::write(&image, fine).unwrap();
     for (model, image, mask, words) in [
         (Path::new("none.safetensors"), image.as_path(), "mask.pgm", "none.safetensors"),
@@ -161,11 +158,11 @@ fn the_c_example_says_what_is_wrong() {
     ] {
         let output = without_drivers(&program)
             .args([model, image, Path::new(mask)])
-            .current_dir(FOLDER.path())
+            .current_dir(&*FOLDER)
             .output()
             .unwrap();
         assert_eq!(output.status.code(), Some(1), "{words}: {}", said(&output));
         assert!(said(&output).contains(words), "{words}: {}", said(&output));
-        assert!(!FOLDER.path().join("mask.pgm").exists());
+        assert!(!FOLDER.join("mask.pgm").exists());
     }
 }

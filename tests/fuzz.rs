@@ -23,7 +23,7 @@ fn the_target_runs() {
 #[ignore = "writes to the folder that MDM_TEST_MODELS names"]
 fn small_models() {
     let target = PathBuf::from(std::env::var_os("MDM_TEST_MODELS").unwrap());
-    for file in std::fs::read_dir(FOLDER.path()).unwrap() {
+    for file in std::fs::read_dir(&*FOLDER).unwrap() {
         let file = file.unwrap();
         std::fs::copy(file.path(), target.join(file.file_name())).unwrap();
     }

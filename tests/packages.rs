@@ -135,7 +135,7 @@ fn a_cmake_project_chooses() {
     if !works("cmake") {
         return;
     }
-    let source = FOLDER.path().join("choice");
+    let source = FOLDER.join("choice");
     fs::create_dir_all(&source).unwrap();
     let code = "cmake_minimum_required(VERSION 3.18)\nproject(choice C)\n\
                 find_package(mdm ${VERSION} CONFIG COMPONENTS ${COMPONENTS})\n\

@@ -25,7 +25,7 @@ fn root() -> &'static Path {
 }
 
 fn model() -> PathBuf {
-    FOLDER.path().join("modèle.safetensors")
+    FOLDER.join("modèle.safetensors")
 }
 
 /// A slide of real tissue, if the folder of real images is there.
@@ -58,7 +58,7 @@ fn coarse_model() -> PathBuf {
     let mut bytes = std::fs::read(model()).unwrap();
     let at = bytes.windows(from.len()).position(|bytes| bytes == from).unwrap();
     bytes[at..at + to.len()].copy_from_slice(to);
-    let path = FOLDER.path().join("coarse.safetensors");
+    let path = FOLDER.join("coarse.safetensors");
     std::fs::write(&path, bytes).unwrap();
     path
 }
@@ -66,7 +66,7 @@ fn coarse_model() -> PathBuf {
 #[test]
 fn the_slide_example_segments_a_slide_and_stops() {
     let (Some(slide), true) = (slide(), slide_tools()) else { return };
-    let build = FOLDER.path().join("slide");
+    let build = FOLDER.join("slide");
     let source = root().join("examples/cpp/slide");
     let prefix = format!("-DCMAKE_PREFIX_PATH={}", installed().display());
     succeed(Command::new("cmake").arg("-S").arg(source).arg("-B").arg(&build).arg(prefix));

@@ -50,7 +50,7 @@ thread_local! {
 }
 
 /// Reports a message, if anybody listens.
-pub(super) fn write(level: mdm_log_level, message: impl FnOnce() -> String) {
+pub fn write(level: mdm_log_level, message: impl FnOnce() -> String) {
     if level > LEVEL.load(Ordering::Relaxed) || INSIDE.get() {
         return;
     }

@@ -20,8 +20,7 @@ fn compile(
     standard: &str,
     flags: &[&str],
 ) -> PathBuf {
-    let program =
-        FOLDER.path().join(format!("{name}-{compiler}-{standard}{}", flags.concat()).replace(',', "_"));
+    let program = FOLDER.join(format!("{name}-{compiler}-{standard}{}", flags.concat()).replace(',', "_"));
     run(Command::new(compiler)
         .arg(format!("-std={standard}"))
         .args(["-O1", "-g", "-pthread", "-Wall", "-Wextra", "-Wpedantic", "-Werror"])
@@ -33,7 +32,7 @@ fn compile(
         .arg("-L")
         .arg(built(&format!("lib{library}")))
         .arg(format!("-l{library}"))
-        .arg(format!("-Wl,-rpath,{}", FOLDER.path().display()))
+        .arg(format!("-Wl,-rpath,{}", FOLDER.display()))
         .arg("-o")
         .arg(&program));
     program
@@ -44,12 +43,12 @@ pub(crate) fn runs(folder: &str, library: &str, compiler: &str, name: &str, flag
     if !works(compiler) {
         return;
     }
-    run(Command::new(compile(folder, library, compiler, name, "c++17", flags)).arg(FOLDER.path()));
+    run(Command::new(compile(folder, library, compiler, name, "c++17", flags)).arg(&*FOLDER));
     let mut flags = flags.to_vec();
     if sanitizers(compiler) {
         flags.extend(SANITIZERS);
     }
-    run_checked(Command::new(compile(folder, library, compiler, name, "c++20", &flags)).arg(FOLDER.path()));
+    run_checked(Command::new(compile(folder, library, compiler, name, "c++20", &flags)).arg(&*FOLDER));
 }
 
 /// Fails where something of `name`.h is in none of the headers for C++, of which `name`.hpp is one.

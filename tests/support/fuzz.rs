@@ -11,7 +11,7 @@ pub(crate) fn holds(name: &str, library: &str, runs: u32) {
     if !works("clang") {
         return;
     }
-    let program = FOLDER.path().join(format!("fuzz-{name}"));
+    let program = FOLDER.join(format!("fuzz-{name}"));
     let compiled = Command::new("clang")
         .args(["-g", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror"])
         .args(["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"])
@@ -21,7 +21,7 @@ pub(crate) fn holds(name: &str, library: &str, runs: u32) {
         .arg("-L")
         .arg(built(&format!("lib{library}")))
         .arg(format!("-l{library}"))
-        .arg(format!("-Wl,-rpath,{}", FOLDER.path().display()))
+        .arg(format!("-Wl,-rpath,{}", FOLDER.display()))
         .arg("-o")
         .arg(&program)
         .output()
@@ -35,12 +35,12 @@ pub(crate) fn holds(name: &str, library: &str, runs: u32) {
     let output = Command::new(program)
         .arg(format!("-runs={runs}"))
         .args(["-seed=1", "-max_len=300", "-len_control=0"])
-        .env("MDM_FUZZ_MODEL", FOLDER.path().join("modèle.safetensors"))
-        .env("XDG_RUNTIME_DIR", FOLDER.path())
+        .env("MDM_FUZZ_MODEL", FOLDER.join("modèle.safetensors"))
+        .env("XDG_RUNTIME_DIR", &*FOLDER)
         // The GPU drivers of this machine may leak.
         .env("VK_DRIVER_FILES", "none")
         .env("VK_ICD_FILENAMES", "none")
-        .current_dir(FOLDER.path())
+        .current_dir(&*FOLDER)
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

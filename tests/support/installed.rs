@@ -21,7 +21,7 @@ pub(crate) fn succeed(command: &mut Command) {
 /// A prefix into which tools/install has put the library that cargo built with the tests.
 pub(crate) fn installed() -> &'static Path {
     static PREFIX: LazyLock<PathBuf> = LazyLock::new(|| {
-        let (built, prefix) = (FOLDER.path().join("built"), FOLDER.path().join("installed"));
+        let (built, prefix) = (FOLDER.join("built"), FOLDER.join("installed"));
         std::fs::create_dir_all(built.join("debug")).unwrap();
         std::fs::copy(libraries().join("libmdm.so"), built.join("debug/libmdm.so")).unwrap();
         succeed(

@@ -15,7 +15,7 @@ use crate::programs::{FOLDER, root, run, works};
 
 /// A model with heads.
 pub(crate) fn model() -> PathBuf {
-    FOLDER.path().join("modèle.safetensors")
+    FOLDER.join("modèle.safetensors")
 }
 
 /// For what several tests need and is large; the next run takes its place.
@@ -44,7 +44,7 @@ pub(crate) fn native_libraries() -> Vec<String> {
     let words = |output: Vec<u8>| -> Vec<String> {
         String::from_utf8(output).unwrap().split_whitespace().map(str::to_owned).collect()
     };
-    let folder = FOLDER.path();
+    let folder = &*FOLDER;
     fs::write(folder.join("empty.rs"), "").unwrap();
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = succeed(
@@ -65,7 +65,7 @@ pub(crate) fn native_libraries() -> Vec<String> {
 
 /// Stands in for cargo: puts the libraries of this test where it is asked to build them, those of the packages that it is asked for.
 pub(crate) static CARGO: LazyLock<PathBuf> = LazyLock::new(|| {
-    let folder = FOLDER.path();
+    let folder = &*FOLDER;
     let native = native_libraries().join(" ");
     let own = std::env::current_exe().unwrap();
     let script = format!(

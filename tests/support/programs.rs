@@ -32,8 +32,14 @@ fn head(channels: usize, classes: usize, salt: u64) -> Head {
     }
 }
 
-/// A folder of small models.
-pub(crate) static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+/// A folder of small models, made anew. It lies among what cargo builds: nothing that is static is dropped at the end.
+pub(crate) static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let name = std::env::current_exe().unwrap().file_stem().unwrap().to_owned();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+    std::fs::create_dir_all(&folder).unwrap();
     let unet = UnetConfig {
         image_size: 32,
         model_channels: 32,
@@ -65,15 +71,14 @@ pub(crate) static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     };
     let heads = (0..2).map(|salt| head(channels, 3, salt)).collect();
     let model = Model::from_parts(metadata, Arc::new(backbone), heads).unwrap();
-    let folder = tempfile::tempdir().unwrap();
     let save = |name: &str, backbone, heads| {
-        model.save(&folder.path().join(name), Save { backbone, heads }).unwrap();
+        model.save(&folder.join(name), Save { backbone, heads }).unwrap();
     };
     save("modèle.safetensors", Some(StoredType::F32), true);
     save("backbone.safetensors", Some(StoredType::F32), false);
     save("heads.safetensors", None, true);
     // Without its metadata things have to be assumed; with one tensor renamed one is missing.
-    let bytes = std::fs::read(folder.path().join("backbone.safetensors")).unwrap();
+    let bytes = std::fs::read(folder.join("backbone.safetensors")).unwrap();
     let replaced = |from: &str, to: &str| {
         assert_eq!(from.len(), to.len());
         let at = bytes.windows(from.len()).position(|bytes| bytes == from.as_bytes()).unwrap();
@@ -81,9 +86,8 @@ pub(crate) static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
         bytes
     };
-    std::fs::write(folder.path().join("plain.safetensors"), replaced("\"mdm\":\"{", "\"xyz\":\"x")).unwrap();
-    std::fs::write(folder.path().join("torn.safetensors"), replaced("\"out.2.bias\"", "\"out.2.bios\""))
-        .unwrap();
+    std::fs::write(folder.join("plain.safetensors"), replaced("\"mdm\":\"{", "\"xyz\":\"x")).unwrap();
+    std::fs::write(folder.join("torn.safetensors"), replaced("\"out.2.bias\"", "\"out.2.bios\"")).unwrap();
     folder
 });
 
@@ -99,7 +103,7 @@ pub(crate) fn works(program: &str) -> bool {
 /// Runs what must succeed and print nothing.
 pub(crate) fn run(command: &mut Command) {
     // Drivers that the library asks for GPUs complain on standard error where there is no such folder.
-    let output = command.env("XDG_RUNTIME_DIR", FOLDER.path()).output().unwrap();
+    let output = command.env("XDG_RUNTIME_DIR", &*FOLDER).output().unwrap();
     assert!(
         output.status.success(),
         "{command:?}: {}\n{}{}",
@@ -132,7 +136,7 @@ pub(crate) fn built(name: &str) -> PathBuf {
     let library = folder.join(name).with_extension("so");
     assert!(library.exists(), "cargo builds {name}.so with the tests");
     // The name by which programs look for it.
-    let link = FOLDER.path().join(format!("{name}.so.0"));
+    let link = FOLDER.join(format!("{name}.so.0"));
     if !link.exists() {
         let _ = std::os::unix::fs::symlink(library, link);
     }

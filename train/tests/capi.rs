@@ -14,7 +14,7 @@ use programs::{FOLDER, SANITIZERS, built, run, run_checked, sanitizers, works};
 
 fn compile(name: &str, flags: &[&str]) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let program = FOLDER.path().join(format!("{name}{}", flags.concat().replace(['/', '=', ','], "_")));
+    let program = FOLDER.join(format!("{name}{}", flags.concat().replace(['/', '=', ','], "_")));
     run(Command::new("cc")
         .args(["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread"])
         .args(flags)
@@ -24,7 +24,7 @@ fn compile(name: &str, flags: &[&str]) -> PathBuf {
         .arg("-L")
         .arg(built("libmdm_train"))
         .arg("-lmdm_train")
-        .arg(format!("-Wl,-rpath,{}", FOLDER.path().display()))
+        .arg(format!("-Wl,-rpath,{}", FOLDER.display()))
         .arg("-o")
         .arg(&program));
     program
@@ -32,14 +32,14 @@ fn compile(name: &str, flags: &[&str]) -> PathBuf {
 
 fn plainly(name: &str, arguments: &[&str]) {
     if works("cc") {
-        run(Command::new(compile(name, &[])).arg(FOLDER.path()).args(arguments));
+        run(Command::new(compile(name, &[])).arg(&*FOLDER).args(arguments));
     }
 }
 
 fn sanitized(name: &str, arguments: &[&str]) {
     if works("cc") && sanitizers("cc") {
         let program = compile(name, SANITIZERS);
-        run_checked(Command::new(program).arg(FOLDER.path()).args(arguments));
+        run_checked(Command::new(program).arg(&*FOLDER).args(arguments));
     }
 }
 
@@ -50,7 +50,7 @@ fn watched(name: &str, arguments: &[&str]) {
                 .args(["-q", "--error-exitcode=9", "--leak-check=full", "--fair-sched=yes"])
                 .args(["--show-leak-kinds=definite,indirect", "--errors-for-leak-kinds=definite,indirect"])
                 .arg(compile(name, &["-DVALGRIND"]))
-                .arg(FOLDER.path())
+                .arg(&*FOLDER)
                 .args(arguments),
         );
     }

@@ -16,7 +16,7 @@ use programs::{FOLDER, SANITIZERS, built, root, run, sanitizers, works};
 
 /// A program of `examples/c`.
 fn compile(name: &str, flags: &[&str]) -> PathBuf {
-    let program = FOLDER.path().join(format!("{name}{}", flags.len()));
+    let program = FOLDER.join(format!("{name}{}", flags.len()));
     run(Command::new("cc")
         .args(["-std=c99", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"])
         .args(flags)
@@ -26,14 +26,14 @@ fn compile(name: &str, flags: &[&str]) -> PathBuf {
         .arg("-L")
         .arg(built("libmdm_train"))
         .arg("-lmdm_train")
-        .arg(format!("-Wl,-rpath,{}", FOLDER.path().display()))
+        .arg(format!("-Wl,-rpath,{}", FOLDER.display()))
         .arg("-o")
         .arg(&program));
     program
 }
 
 fn file(name: &str) -> PathBuf {
-    FOLDER.path().join(name)
+    FOLDER.join(name)
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn pretrain_says_what_is_wrong() {
         .args([file("starved.checkpoint"), file("starved.safetensors")])
         .args(["1", "none.pgm", "torn.pgm"])
         .env("MDM_DEVICE", "cpu")
-        .current_dir(FOLDER.path())
+        .current_dir(&*FOLDER)
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));

@@ -21,7 +21,7 @@ use programs::{FOLDER, root, works};
 const NEEDS_MPI: bool = cfg!(feature = "mpi");
 
 fn backbone() -> PathBuf {
-    FOLDER.path().join("backbone.safetensors")
+    FOLDER.join("backbone.safetensors")
 }
 
 fn sources() -> PathBuf {

@@ -10,6 +10,7 @@ use mdm::capi::errors::{Failure, answer, call, deliver, free, mdm_error, mdm_sta
 use mdm::capi::features::{mdm_feature_options, options_of as feature_options_of};
 use mdm::capi::handles::{self, Object};
 use mdm::capi::images::{mdm_image, microns_of};
+use mdm::capi::log::{self, MDM_LOG_WARNING};
 use mdm::capi::models::{OpenModel, mdm_model};
 use mdm::capi::runs::mdm_run;
 use mdm::capi::segmenters::exclusive;
@@ -119,6 +120,11 @@ pub struct mdm_fit_report {
     pub held_out_dice: f64,
     /// As mean_iou, of a head that was fitted without those samples.
     pub held_out_mean_iou: f64,
+    /// 1 where the heads were trained on the fitter's device, a GPU; 0 where they were on the processor. A warning in the log says
+    /// why where the device is a GPU.
+    pub on_gpu: i32,
+    /// 0
+    pub reserved: i32,
 }
 
 /// What a fitter holds.
@@ -523,6 +529,9 @@ unsafe fn fit(
     let began = Instant::now();
     // SAFETY: as demanded of the caller.
     let fitted = unsafe { watched(run, &object.freed, |control| how(fitter, control)) }?;
+    if let Some(reason) = &fitted.device.fallback {
+        log::write(MDM_LOG_WARNING, || format!("heads were trained on the processor: {reason}"));
+    }
     if report.is_null() {
         return Ok(());
     }
@@ -540,6 +549,8 @@ unsafe fn fit(
         held_out_accuracy: held_out.map_or(0.0, |scores| scores.accuracy),
         held_out_dice: held_out.map_or(0.0, |scores| scores.dice),
         held_out_mean_iou: held_out.map_or(0.0, |scores| scores.mean_iou),
+        on_gpu: fitted.device.gpu.is_some().into(),
+        reserved: 0,
     };
     // SAFETY: as demanded of the caller.
     unsafe { structs::write(report, &known) }

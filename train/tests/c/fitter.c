@@ -157,7 +157,7 @@ static void scribbles(const char *folder) {
     run.user_data = &calls;
     OK(mdm_fitter_fit(fitter, &run, &report, &error));
     CHECK(calls > 0 && report.samples > 0 && report.steps == 2 * 30 && report.held_out_samples > 0);
-    CHECK(report.accuracy > 0.9 && report.accuracy <= 1 && report.seconds > 0 && report.loss < 0.7);
+    CHECK(report.accuracy > 0.9 && report.accuracy <= 1 && report.seconds > 0 && report.loss < 0.7 && report.on_gpu == 0);
     OK(mdm_fitter_get_info(fitter, &info, &error));
     CHECK(info.images == 1 && info.classes == 2 && info.heads == 2 && info.samples == report.samples);
     uint64_t ones = 0, zeros = 0;
