@@ -33,7 +33,7 @@ fn prepared() -> tempfile::TempDir {
 
 fn arguments<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec!["pretrain", "images", "-o", run, "--init", "start.safetensors", "--batch", "8"];
-    arguments.extend(["--microbatch", "2", "--device", "cpu", "--threads", "1", "--samples-every", "0"]);
+    arguments.extend(["--device", "cpu", "--threads", "1", "--samples-every", "0"]);
     arguments.extend(more);
     arguments
 }

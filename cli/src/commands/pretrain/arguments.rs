@@ -357,8 +357,8 @@ impl Arguments {
         }
     }
 
-    /// Changes what was asked for.
-    pub(super) fn change(&self, mut recipe: Recipe) -> Recipe {
+    /// Changes what was asked for. Of a batch each of so many processes computes its share.
+    pub(super) fn change(&self, mut recipe: Recipe, processes: usize) -> Recipe {
         let training = &self.training;
         recipe.steps = training.steps.unwrap_or(recipe.steps);
         if let Some(batch) = training.batch {
@@ -366,8 +366,8 @@ impl Arguments {
         }
         recipe.microbatch = match self.microbatch {
             Some(microbatch) => microbatch,
-            None if recipe.batch.is_multiple_of(recipe.microbatch) => recipe.microbatch,
-            None => Recipe::default_microbatch(recipe.batch),
+            None if recipe.batch.is_multiple_of(recipe.microbatch * processes) => recipe.microbatch,
+            None => Recipe::default_microbatch(recipe.batch / processes),
         };
         if let Some(loss) = training.loss {
             recipe.loss = loss.loss();

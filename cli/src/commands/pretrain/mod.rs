@@ -97,7 +97,7 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         }
         notes.mpp = notes.mpp.or(before.mpp);
         notes.init = before.init;
-        let recipe = arguments.change(checkpoint.recipe().clone());
+        let recipe = arguments.change(checkpoint.recipe().clone(), ranks.count());
         Some(checkpoint.with_recipe(recipe)?)
     } else if checkpoint_path.exists() {
         return Err(usage(format!(
@@ -123,8 +123,10 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
     let init = arguments.network.init.as_deref().map(Model::open).transpose()?;
     let start = match (&checkpoint, &init) {
         (Some(checkpoint), _) => Start::Resume(checkpoint),
-        (None, Some(model)) => Start::From(arguments.change(arguments.recipe(Some(model))), model),
-        (None, None) => Start::New(arguments.change(arguments.recipe(None))),
+        (None, Some(model)) => {
+            Start::From(arguments.change(arguments.recipe(Some(model)), ranks.count()), model)
+        }
+        (None, None) => Start::New(arguments.change(arguments.recipe(None), ranks.count())),
     };
     let count = images.count();
     let mut trainer = Trainer::among(ranks, &device, start, images)?;
