@@ -30,8 +30,7 @@ fn arguments<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn resume(folder: &Path, run: &str, more: &[&str]) -> Run {
-    let mut arguments =
-        vec!["pretrain", "--resume", run, "--device", "cpu", "--threads", "2", "--samples-every", "0"];
+    let mut arguments = vec!["pretrain", "--resume", run, "--device", "cpu", "--threads", "2"];
     arguments.extend(more);
     mdm(folder, &arguments)
 }
@@ -86,6 +85,7 @@ fn a_killed_run_goes_on_with_the_same_bits() {
     assert!(!child.wait().expect("it ends").success(), "it was killed");
     assert_ne!(tensors(&checkpoint(folder, "whole")), tensors(&checkpoint(folder, "killed")));
     resume(folder, "killed", &[]).expect(0, &[]);
+    assert!(!folder.join("killed/samples").exists(), "that no sheets are wanted is remembered");
     assert_eq!(tensors(&checkpoint(folder, "whole")), tensors(&checkpoint(folder, "killed")));
     assert_eq!(losses(folder, "whole"), losses(folder, "killed"));
     assert_eq!(losses(folder, "whole").len(), 40);

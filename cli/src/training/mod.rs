@@ -4,6 +4,7 @@ mod folder;
 mod log;
 mod sheet;
 mod tensorboard;
+mod watching;
 
 use std::path::{Path, PathBuf};
 
@@ -18,12 +19,14 @@ pub(crate) use folder::RunFolder;
 pub(crate) use log::{Line, Log};
 pub(crate) use sheet::Sheet;
 pub(crate) use tensorboard::Events;
+pub(crate) use watching::{Interval, Watching};
 
 /// The file that a run goes on from.
 pub(crate) const CHECKPOINT: &str = "checkpoint.safetensors";
 
 /// What a checkpoint keeps of the command line.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Notes {
     /// Folders, files and patterns, absolute.
     pub(crate) inputs: Vec<PathBuf>,
@@ -34,6 +37,7 @@ pub(crate) struct Notes {
     pub(crate) mpp: Option<f64>,
     /// The backbone that the run started from.
     pub(crate) init: Option<PathBuf>,
+    pub(crate) watching: Watching,
 }
 
 impl Notes {

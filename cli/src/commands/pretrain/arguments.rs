@@ -1,8 +1,6 @@
 //! What a run is told, and the recipe that follows from it.
 
 use std::path::PathBuf;
-use std::str::FromStr;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use mdm::model::{Corruption, CorruptionKind, MaskRule, Model, UnetConfig};
@@ -12,6 +10,7 @@ use mdm_train::pretrain::{Crops, Optimiser, Recipe, Schedule};
 use crate::arguments::{NoiseArgument, microns, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, size};
 use crate::error::{Result, usage};
+use crate::training::Watching;
 
 const EXAMPLES: &str = "\
 The network learns to restore images from which patches were hidden (or to which noise was added). Nothing but images is needed; a few hundred are enough to begin with, of the kind that is to be segmented, at one scale. `mdm export` makes a backbone of the run, and `mdm fit` fits heads on it.
@@ -76,7 +75,7 @@ pub(crate) struct Arguments {
     pub(super) training: TrainingArguments,
 
     #[command(flatten)]
-    pub(super) watching: WatchingArguments,
+    pub(super) watching: Watching,
 
     /// Samples at a time, which divides the batch: more may be faster and take more memory [default: up to 8]
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Computing")]
@@ -211,22 +210,6 @@ pub(super) struct TrainingArguments {
     pub(super) seed: Option<u64>,
 }
 
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Watching")]
-pub(super) struct WatchingArguments {
-    /// How often a checkpoint is written: after so many steps (500), minutes (10m) or hours (2h)
-    #[arg(long, value_name = "INTERVAL", default_value = "10m")]
-    pub(super) save_every: Interval,
-
-    /// Steps between two sheets of samples; 0 draws none [default: a twentieth of the steps]
-    #[arg(long, value_name = "N")]
-    pub(super) samples_every: Option<u64>,
-
-    /// Images on a sheet of samples
-    #[arg(long, value_name = "N", value_parser = positive, default_value = "8")]
-    pub(super) samples: usize,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum KindArgument {
     Mask,
@@ -272,33 +255,6 @@ impl ScheduleArgument {
             Self::Constant => Schedule::Constant,
             Self::Linear => Schedule::Linear,
             Self::Cosine => Schedule::Cosine,
-        }
-    }
-}
-
-/// How often something happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Interval {
-    Steps(u64),
-    Time(Duration),
-}
-
-impl FromStr for Interval {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || "must be steps (500), seconds (90s), minutes (10m) or hours (2h), 1 or more".to_owned();
-        let (number, seconds) = match text.as_bytes().last() {
-            Some(b's') => (&text[..text.len() - 1], 1),
-            Some(b'm') => (&text[..text.len() - 1], 60),
-            Some(b'h') => (&text[..text.len() - 1], 3600),
-            _ => (text, 0),
-        };
-        match number.parse::<u32>() {
-            Ok(0) | Err(_) => Err(wrong()),
-            Ok(number) if seconds == 0 => Ok(Self::Steps(number.into())),
-            Ok(number) => Ok(Self::Time(Duration::from_secs(u64::from(number) * seconds))),
         }
     }
 }
@@ -403,21 +359,5 @@ impl Arguments {
             return Err(usage("--noise is for --corruption gaussian"));
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn intervals_are_steps_or_times() {
-        assert_eq!("500".parse(), Ok(Interval::Steps(500)));
-        assert_eq!("90s".parse(), Ok(Interval::Time(Duration::from_secs(90))));
-        assert_eq!("10m".parse(), Ok(Interval::Time(Duration::from_secs(600))));
-        assert_eq!("2h".parse(), Ok(Interval::Time(Duration::from_secs(7200))));
-        for bad in ["", "m", "0", "0m", "-1", "1.5h", "ten"] {
-            assert!(bad.parse::<Interval>().is_err(), "{bad:?} was taken");
-        }
     }
 }

@@ -78,6 +78,7 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         recursive: arguments.recursive,
         mpp: arguments.crops.mpp,
         init: arguments.network.init.clone(),
+        watching: arguments.watching,
     };
     if arguments.resume.is_none() {
         // Before a folder is made for nothing.
@@ -97,6 +98,7 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         }
         notes.mpp = notes.mpp.or(before.mpp);
         notes.init = before.init;
+        notes.watching = notes.watching.or(before.watching);
         let recipe = arguments.change(checkpoint.recipe().clone(), ranks.count());
         Some(checkpoint.with_recipe(recipe)?)
     } else if checkpoint_path.exists() {
@@ -130,9 +132,10 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
     };
     let count = images.count();
     let mut trainer = Trainer::among(ranks, &device, start, images)?;
+    let resumed = checkpoint.is_some();
     drop(checkpoint);
     trainer.set_notes(serde_json::to_value(&notes).unwrap_or_default());
-    let outcome = Run::new(arguments, ranks, folder.as_ref(), &mut trainer)?.all_steps()?;
+    let outcome = Run::new(notes.watching, resumed, ranks, folder.as_ref(), &mut trainer)?.all_steps()?;
     let report = Report {
         run: path,
         step: trainer.steps_done(),

@@ -6,11 +6,10 @@ use mdm::{CancelToken, Control, Error};
 use mdm_train::pretrain::{PretrainError, StepReport, Trainer};
 use mdm_train::ranks::Ranks;
 
-use super::arguments::{Arguments, Interval};
 use crate::error::{CliError, Result, failed, warn};
 use crate::files::write_file;
 use crate::progress::TrainingProgress;
-use crate::training::{Events, Line, Log, RunFolder, Sheet};
+use crate::training::{Events, Interval, Line, Log, RunFolder, Sheet, Watching};
 
 /// What is written of a run.
 struct Records<'a> {
@@ -22,7 +21,7 @@ struct Records<'a> {
 
 /// A run that is under way.
 pub(super) struct Run<'a> {
-    arguments: &'a Arguments,
+    watching: Watching,
     ranks: &'a dyn Ranks,
     trainer: &'a mut Trainer,
     /// The first process keeps them for all.
@@ -46,7 +45,8 @@ pub(super) struct Outcome {
 
 impl<'a> Run<'a> {
     pub(super) fn new(
-        arguments: &'a Arguments,
+        watching: Watching,
+        resumed: bool,
         ranks: &'a dyn Ranks,
         folder: Option<&'a RunFolder>,
         trainer: &'a mut Trainer,
@@ -62,14 +62,14 @@ impl<'a> Run<'a> {
         };
         Ok(Self {
             records: folder.map(records).transpose()?,
-            saved: arguments.resume.is_some().then_some(done),
+            saved: resumed.then_some(done),
             saved_at: Instant::now(),
             speed: 0.0,
             time: Duration::ZERO,
             waited: Duration::ZERO,
             steps: 0,
             left_out: 0,
-            arguments,
+            watching,
             ranks,
             trainer,
         })
@@ -105,7 +105,7 @@ impl<'a> Run<'a> {
 
     fn steps(&mut self, control: &Control<'_>) -> Result<()> {
         let steps = self.trainer.recipe().steps;
-        let samples_every = self.arguments.watching.samples_every.unwrap_or((steps / 20).max(1));
+        let samples_every = self.watching.samples_every(steps);
         while !self.trainer.finished() {
             let report = self.trainer.step_among(self.ranks, control)?;
             self.tell_left_out();
@@ -113,7 +113,7 @@ impl<'a> Run<'a> {
             if samples_every > 0 && (report.step % samples_every == 0 || report.step == steps) {
                 self.draw(report.step, control)?;
             }
-            let due = match self.arguments.watching.save_every {
+            let due = match self.watching.save_every() {
                 Interval::Steps(steps) => report.step % steps == 0,
                 Interval::Time(time) => self.saved_at.elapsed() >= time,
             };
@@ -162,7 +162,7 @@ impl<'a> Run<'a> {
 
     fn draw(&mut self, step: u64, control: &Control<'_>) -> Result<()> {
         let Some(records) = &mut self.records else { return Ok(()) };
-        let examples = self.trainer.examples(self.arguments.watching.samples, control)?;
+        let examples = self.trainer.examples(self.watching.samples(), control)?;
         let recipe = self.trainer.recipe();
         let sheet = Sheet::new(&examples, recipe.size(), recipe.unet.in_channels)?;
         let folder = records.folder.path().join("samples");
