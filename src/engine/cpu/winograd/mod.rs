@@ -2,9 +2,10 @@
 //! outputs instead of 144, F(2x2, 3x3) takes 16 for 4 instead of 36, with smaller weights.
 //!
 //! Input rows are normalised into a ring and transformed, a matrix product a point follows, the results are transformed
-//! back and added to the output. On large images a task takes one block of tiles after another through all steps, down a strip of
-//! the image, so that transformed tiles never leave its cache and the ring goes on from block to block. Where there are so few tiles that reading the weights is what costs, all tiles go
-//! through one step at a time and the tasks divide the weights.
+//! back and added to the output. On large images a task takes one block of tiles after another through all steps, down a
+//! strip of the image, so that transformed tiles never leave its cache and the ring goes on from block to block. Where
+//! there are so few tiles that reading the weights is what costs, all tiles go through one step at a time and the tasks
+//! divide the weights.
 
 #![allow(unsafe_code)]
 
@@ -392,7 +393,8 @@ impl<const TILE: usize> Block<'_, TILE> {
     /// Transforms channels `chunk..chunk + CHUNK` of all tiles.
     ///
     /// # Safety
-    /// `ring` holds what the rows of tiles above left there. It and the transformed tiles have the size that they need, and no other task writes them.
+    /// `ring` holds what the rows of tiles above left there. It and the transformed tiles have the size that they need, and
+    /// no other task writes them.
     #[inline(always)]
     unsafe fn transform_input<S: Simd>(&self, chunk: usize, ring: *mut f32) {
         let tile_stride = stride(self.step.inputs);

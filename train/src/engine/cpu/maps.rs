@@ -15,7 +15,8 @@ use crate::differentiate::{Contribution, NormUse};
 /// always.
 const BLOCK: usize = 256;
 
-/// Vectors of channels that are summed side by side: enough to hide how long one addition takes, few enough for the registers.
+/// Vectors of channels that are summed side by side: enough to hide how long one addition takes, few enough for the
+/// registers.
 const VECTORS: usize = 2;
 
 /// Pixels of a task that adds up what flows back.
