@@ -1,15 +1,16 @@
-// Structural similarity (Wang et al. 2004) around each value: the loss, and its slopes with respect to the window's mean,
-// mean square and mean product. Everything is written in deviations from the window's means and in differences between both
-// images, which keeps bits where images are flat or alike. The window is cut off at the border, where images count as zero.
+// Structural similarity (Wang et al. 2004): the loss and its gradient. A workgroup takes a tile of one channel. Around each of its
+// values, and around those whose windows reach into it, it computes the loss and its slopes with respect to the window's mean, mean
+// square and mean product; each value of the tile gathers what the windows around it send. Everything is written in deviations from
+// the window's means and in differences between both images, which keeps bits where images are flat or alike. The window is cut off
+// at the border, where images count as zero.
 #import split
 
 struct Params {
-    // Of all samples.
-    values: u32,
+    samples: u32,
     height: u32,
     width: u32,
     channels: u32,
-    // Odd.
+    // Odd, so narrow that a row of windows is narrower than a workgroup has threads.
     window: u32,
     c1: f32,
     c2: f32,
@@ -22,11 +23,21 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> wanted: array<Result>;
 // The window along one side.
 @group(0) @binding(3) var<storage, read> bell: array<f32>;
-// [slope of the mean, of the square, of the product; mean of the answer, of what is wanted][values]
-@group(0) @binding(4) var<storage, read_write> slopes: array<f32>;
+// What the gradient is multiplied by.
+@group(0) @binding(4) var<storage, read> share: array<f32>;
+@group(0) @binding(5) var<storage, read_write> output: array<Value>;
 // A sum of losses for each workgroup.
-@group(0) @binding(5) var<storage, read_write> losses: array<f32>;
+@group(0) @binding(6) var<storage, read_write> losses: array<f32>;
 
+const SIDE: u32 = 16u;
+const THREADS: u32 = 256u;
+
+// What as many windows send at a time.
+var<workgroup> slope_of_mean: array<f32, 256>;
+var<workgroup> slope_of_square: array<f32, 256>;
+var<workgroup> slope_of_product: array<f32, 256>;
+var<workgroup> mean_of_answer: array<f32, 256>;
+var<workgroup> mean_of_wanted: array<f32, 256>;
 var<workgroup> partial: array<f32, 256>;
 
 // The part of the window that lies outside of an image along one side.
@@ -41,12 +52,9 @@ fn outside(at: u32, size: u32) -> f32 {
     return sum;
 }
 
-fn loss_at(at: u32) -> f32 {
-    let channel = at % p.channels;
-    let row = at / p.channels;
-    let y = row / p.width % p.height;
-    let x = row % p.width;
-    let image = row / (p.height * p.width) * p.height;
+// The loss around one value; its slopes go to `slot`.
+fn loss_at(sample: u32, y: u32, x: u32, channel: u32, slot: u32) -> f32 {
+    let image = sample * p.height;
     let radius = p.window / 2u;
     let outside_y = outside(y, p.height);
     let outside_x = outside(x, p.width);
@@ -129,11 +137,11 @@ fn loss_at(at: u32) -> f32 {
     let of_product = 2.0 * a1 * inverse;
     let of_mean = 2.0 * a2 * inverse / b1 * md * (my * (my + mx) + p.c1)
         + gone * (2.0 * mean_x * of_square + mean_y * of_product);
-    slopes[at] = slope * of_mean;
-    slopes[p.values + at] = slope * of_square;
-    slopes[2u * p.values + at] = slope * of_product;
-    slopes[3u * p.values + at] = mean_x;
-    slopes[4u * p.values + at] = mean_y;
+    slope_of_mean[slot] = slope * of_mean;
+    slope_of_square[slot] = slope * of_square;
+    slope_of_product[slot] = slope * of_product;
+    mean_of_answer[slot] = mean_x;
+    mean_of_wanted[slot] = mean_y;
     return result;
 }
 
@@ -143,10 +151,60 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     if group >= split.end {
         return;
     }
-    let at = group * 256u + thread;
+    let tiles_y = (p.height + SIDE - 1u) / SIDE;
+    let tiles_x = (p.width + SIDE - 1u) / SIDE;
+    let left = group % tiles_x * SIDE;
+    let top = group / tiles_x % tiles_y * SIDE;
+    let channel = group / (tiles_x * tiles_y) % p.channels;
+    let sample = group / (tiles_x * tiles_y * p.channels);
+    let radius = p.window / 2u;
+
+    let y = top + thread / SIDE;
+    let x = left + thread % SIDE;
+    let inside = y < p.height && x < p.width;
+    let own_at = ((sample * p.height + y) * p.width + x) * p.channels + channel;
+    var own = 0.0;
+    var other = 0.0;
+    if inside {
+        own = f32(answer[own_at]);
+        other = f32(wanted[own_at]);
+    }
+
+    // Windows that reach into the tile, some rows at a time; a row of them is narrower than there are threads.
+    let first_y = top - min(top, radius);
+    let first_x = left - min(left, radius);
+    let end_y = min(top + SIDE + radius, p.height);
+    let columns = min(left + SIDE + radius, p.width) - first_x;
+    let rows = THREADS / columns;
     var loss = 0.0;
-    if at < p.values {
-        loss = loss_at(at);
+    var sum = 0.0;
+    for (var from_y = first_y; from_y < end_y; from_y += rows) {
+        let at_y = from_y + thread / columns;
+        let at_x = first_x + thread % columns;
+        if thread < rows * columns && at_y < end_y {
+            let value = loss_at(sample, at_y, at_x, channel, thread);
+            if at_y >= top && at_y < top + SIDE && at_x >= left && at_x < left + SIDE {
+                loss += value;
+            }
+        }
+        workgroupBarrier();
+        if inside {
+            let stop_y = min(min(from_y + rows, end_y), y + radius + 1u);
+            let stop_x = min(first_x + columns, x + radius + 1u);
+            for (var i = max(from_y, y - min(y, radius)); i < stop_y; i++) {
+                for (var j = x - min(x, radius); j < stop_x; j++) {
+                    let slot = (i - from_y) * columns + j - first_x;
+                    let dx = own - mean_of_answer[slot];
+                    let dy = other - mean_of_wanted[slot];
+                    let through = slope_of_mean[slot] + 2.0 * dx * slope_of_square[slot] + dy * slope_of_product[slot];
+                    sum = fma(bell[i + radius - y] * bell[j + radius - x], through, sum);
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+    if inside {
+        output[own_at] = Value(share[0] * sum);
     }
     partial[thread] = loss;
     for (var half = 128u; half > 0u; half /= 2u) {

@@ -383,3 +383,16 @@ fn sum_of_vectors() {
     let output = problem.tensor(1, 1, 70);
     problem.check(Gradient::Sum { tensor: input, contributions, output }, input, 1e-6);
 }
+
+/// The widest window: a workgroup takes many turns to see all that reach into its tile.
+#[test]
+fn loss_under_a_wide_window() {
+    for (height, width) in [(40, 70), (3, 300)] {
+        let mut problem = Problem::new(1);
+        let answer = problem.input(height, width, 1);
+        let target = problem.input(height, width, 1);
+        let output = problem.tensor(height, width, 1);
+        let loss = Loss::Ssim { window: 45, sigma: 12.0, dynamic_range: 1.0, form: SsimForm::OneMinus };
+        problem.check(Gradient::Loss { loss, answer, target, output }, answer, 2e-5);
+    }
+}

@@ -5,8 +5,9 @@ pub(crate) mod evaluate;
 use mdm::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// The widest window, in pixels.
-const MOST_WINDOW: usize = 255;
+/// The widest window, in pixels. With wider ones a thread of a GPU, which goes through every pixel of several windows, would take
+/// more than the 65535 turns at which software adapters end a loop.
+const MOST_WINDOW: usize = 45;
 
 /// How far a restored image is from the original.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -7,18 +7,28 @@ use mdm::engine::gpu::context::Memory;
 use mdm::engine::gpu::conv::stored;
 use mdm::engine::gpu::shader::{Permutation, ValueType};
 use mdm::engine::gpu::weights::upload;
-use mdm::plan::TensorId;
+use mdm::plan::{TensorId, TensorInfo};
 use mdm::{Error, Result};
 
-use super::shaders::{DIFFERENCE, SSIM, SSIM_GRADIENT};
+use super::shaders::{DIFFERENCE, SSIM};
 use crate::loss::evaluate::gaussian;
 use crate::loss::{Loss, SsimForm};
 
 /// Values of a workgroup.
-pub(super) const GROUP: usize = 256;
+const GROUP: usize = 256;
 
-/// Values that one shader leaves the other for each of the answer's.
-const SLOPES: usize = 5;
+/// Rows and columns of the tile of a workgroup.
+const SIDE: usize = 16;
+
+/// Workgroups, each of which leaves a sum, for a loss of `answer`.
+pub(super) fn workgroups(loss: &Loss, answer: &TensorInfo, batch: usize) -> usize {
+    match loss {
+        Loss::Ssim { .. } => {
+            batch * answer.channels * answer.height.div_ceil(SIDE) * answer.width.div_ceil(SIDE)
+        }
+        _ => (batch * answer.sample_len()).div_ceil(GROUP),
+    }
+}
 
 /// `share` holds what the gradient is multiplied by, `losses` takes a sum for each workgroup.
 pub(super) fn loss(
@@ -30,7 +40,7 @@ pub(super) fn loss(
 ) -> Result<()> {
     let tensor = &builder.plan.tensors[answer];
     let values = builder.batch() * tensor.sample_len();
-    let workgroups = word(values.div_ceil(GROUP))?;
+    let workgroups = word(workgroups(loss, tensor, builder.batch()))?;
     let ((answer, result), (target, other)) = (builder.map(answer)?, builder.map(target)?);
     if other != result {
         return Err(Error::invalid("program", "an answer and a target in different formats"));
@@ -48,34 +58,20 @@ pub(super) fn loss(
         });
         return Ok(());
     };
-    let (of_loss, of_gradient) = (permutation(SSIM), permutation(SSIM_GRADIENT));
     let bell: Vec<f32> = gaussian(window, sigma).into_iter().map(|value| value as f32).collect();
     let bell =
         Binding::whole(Arc::new(upload(builder.context, "window of the loss", &bell, ValueType::F32)?));
-    let slopes = builder.scratch(SLOPES * values, ValueType::F32)?;
-    let params = words([values, tensor.height, tensor.width, tensor.channels, window])?;
+    let shape = words([builder.batch(), tensor.height, tensor.width, tensor.channels, window])?;
     let constants = [0.01, 0.03].map(|factor: f64| ((factor * dynamic_range).powi(2) as f32).to_bits());
     let form = u32::from(form == SsimForm::ClampedHalf);
-    let taps = (window * window) as f64;
+    // Windows that reach into several tiles are computed in each.
+    let again = ((SIDE + window - 1) as f64 / SIDE as f64).powi(2);
     builder.calls.push(Call {
-        permutation: of_loss,
-        params: [&params[..], &constants, &[form]].concat(),
-        bindings: vec![
-            (1, answer.clone()),
-            (2, target.clone()),
-            (3, bell.clone()),
-            (4, slopes.clone()),
-            (5, losses),
-        ],
+        permutation: permutation(SSIM),
+        params: [&shape[..], &constants, &[form]].concat(),
+        bindings: vec![(1, answer), (2, target), (3, bell), (4, share), (5, output), (6, losses)],
         workgroups,
-        work: 10.0 * taps * values as f64,
-    });
-    builder.calls.push(Call {
-        permutation: of_gradient,
-        params,
-        bindings: vec![(1, answer), (2, target), (3, bell), (4, slopes), (5, share), (6, output)],
-        workgroups,
-        work: 10.0 * taps * values as f64,
+        work: 10.0 * (1.0 + again) * (window * window * values) as f64,
     });
     Ok(())
 }

@@ -20,7 +20,7 @@ use wgpu::BufferUsages as Usage;
 use super::attention::Attention;
 use super::conv_weight::conv_weight;
 use super::linear::Linear;
-use super::loss::{GROUP, loss};
+use super::loss::{loss, workgroups};
 use super::norm::NormCoefficients;
 use super::pack::Packed;
 use super::spread::spread;
@@ -46,6 +46,8 @@ pub struct GpuProgram {
     share: Arc<Memory>,
     /// Sums of losses.
     losses: Arc<Memory>,
+    /// How many.
+    sums: usize,
     /// Values that the loss is the mean of.
     count: usize,
 }
@@ -87,11 +89,15 @@ impl GpuProgram {
         let gradients = Pages::new(&context, "gradients", &layout)?;
         let count = batch * plan.tensors[program.answer].sample_len();
         let share = context.buffer("share of the gradient", 4, Usage::STORAGE | Usage::COPY_DST)?;
-        let losses = context.buffer(
-            "losses",
-            4 * count.div_ceil(GROUP) as u64,
-            Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC,
-        )?;
+        let sums = program.instructions.iter().find_map(|instruction| match instruction {
+            Instruction::Gradient(Gradient::Loss { loss, answer, .. }) => {
+                Some(workgroups(loss, &plan.tensors[*answer], batch))
+            }
+            _ => None,
+        });
+        let sums = sums.unwrap_or(1);
+        let losses =
+            context.buffer("losses", 4 * sums as u64, Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC)?;
         let (share, losses) = (Arc::new(share), Arc::new(losses));
 
         let mut packed = Packed::new(&context, &program, &layout, &values)?;
@@ -133,6 +139,7 @@ impl GpuProgram {
             ranges,
             share,
             losses,
+            sums,
             count,
         })
     }
@@ -175,7 +182,7 @@ impl GpuProgram {
             }
             encoder.submit(|_| ())?;
             encoder.wait()?;
-            read(&context, &self.losses, 0, self.count.div_ceil(GROUP), ValueType::F32)
+            read(&context, &self.losses, 0, self.sums, ValueType::F32)
         })?;
         Ok(losses.into_iter().map(f64::from).sum::<f64>() / self.count as f64)
     }

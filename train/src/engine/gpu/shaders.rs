@@ -49,7 +49,6 @@ shaders! {
     SPREAD "spread",
     SQUARE_SUMS "square_sums",
     SSIM "ssim",
-    SSIM_GRADIENT "ssim_gradient",
     SUM "sum",
     SUM_VECTORS "sum_vectors",
 }
@@ -63,7 +62,7 @@ pub fn permutations() -> Vec<Permutation> {
         for &value in values {
             // What is answered is f32 where nothing else reads it.
             let results: &[ValueType] = match shader {
-                SSIM | SSIM_GRADIENT | DIFFERENCE if value == ValueType::F16 => &ValueType::ALL,
+                SSIM | DIFFERENCE if value == ValueType::F16 => &ValueType::ALL,
                 _ => &[value],
             };
             for &result in results {
