@@ -33,8 +33,9 @@ const BLOCK_TILES: usize = 32;
 /// Tasks that every thread should get, so that all of them end at about the same time.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Weights from which tasks divide them where there are few tiles.
+/// Weights from which tasks divide them where there are no more than so many tiles.
 const MANY_WEIGHTS: usize = 1 << 14;
+const FEW_TILES: usize = 64;
 
 /// A convolution for which Winograd was chosen, with tiles of `TILE` x `TILE` outputs. Its channels are multiples of
 /// [`CHUNK`].
@@ -88,7 +89,7 @@ impl<const TILE: usize> WinogradConv<TILE> {
         let grid = (output.height.div_ceil(TILE), output.width.div_ceil(TILE));
         let batch = plan.options.batch;
         let total = grid.0 * grid.1 * batch;
-        let work = if total <= BLOCK_TILES && inputs * output.channels >= MANY_WEIGHTS {
+        let work = if total <= FEW_TILES && inputs * output.channels >= MANY_WEIGHTS {
             Work::Steps
         } else {
             // Every thread gets a block.
