@@ -217,6 +217,7 @@ fn options_that_cannot_be_are_errors() {
         with(&|options| options.unet.out_channels = 6),
         with(&|options| options.unet.channel_mult.clear()),
         with(&|options| options.loss = ssim(4, 1.5, 1.0)),
+        with(&|options| options.loss = ssim(47, 1.5, 1.0)),
         with(&|options| options.loss = ssim(usize::MAX, 1.5, 1.0)),
         with(&|options| options.loss = ssim(5, 0.0, 1.0)),
         with(&|options| options.loss = ssim(5, 1.5, f64::NAN)),

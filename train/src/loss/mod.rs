@@ -15,7 +15,7 @@ const MOST_WINDOW: usize = 45;
 pub enum Loss {
     /// Structural similarity (Wang et al. 2004) under a Gaussian window with zero padding, a channel at a time.
     Ssim {
-        /// Side of the window in pixels, odd.
+        /// Side of the window in pixels, odd, 45 at most.
         window: usize,
         /// Standard deviation of the window in pixels.
         sigma: f64,
