@@ -94,6 +94,11 @@ impl WeightSource for Seeded<'_> {
     }
 }
 
+/// The package's folder: the one that the test's runner names, which need not be where it was built.
+pub(crate) fn manifest_folder() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
+}
+
 /// A golden file: its metadata entry and its tensors.
 pub(crate) struct Golden {
     pub(crate) name: String,
@@ -111,7 +116,7 @@ impl Golden {
 
     /// All files of `tests/golden` whose name starts with `prefix`; there must be one.
     pub(crate) fn all(prefix: &str) -> Vec<Self> {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let folder = manifest_folder().join("tests/golden");
         let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap().path())

@@ -5,7 +5,6 @@
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use mdm::engine::{DeviceKind, Precision};
@@ -15,7 +14,7 @@ use mdm_train::differentiate::Program;
 use mdm_train::engine::learner;
 use mdm_train::learner::{Learner, LearnerOptions, LearnerState, Microbatch, Update};
 use mdm_train::loss::{Loss, SsimForm};
-use support::{Golden, channels_last, gpus, relative_error, weight};
+use support::{Golden, channels_last, gpus, manifest_folder, relative_error, weight};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -24,7 +23,7 @@ const TOLERANCE: f64 = 1e-4;
 const LOOSE_TOLERANCE: f64 = 2.5e-4;
 
 fn golden(name: &str) -> Golden {
-    Golden::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors")))
+    Golden::open(&manifest_folder().join(format!("tests/golden/{name}.safetensors")))
 }
 
 /// Compares the sampled values of a golden file that begin with `prefix`; returns the largest error of a tensor, and that of
