@@ -2,9 +2,12 @@
 // channels under each tap. Rows are gathered while tiles are loaded: there is no unfolded copy of the input, none of a
 // concatenation, and none of a nearest-upsampled input.
 //
+// For any number of channels; `conv_packed` is for multiples of four.
+//
 // Where there are few tiles the terms are divided into `splits`, whose sums `conv_sum` adds up.
 #import split
 #import epilogue
+const STAGES: u32 = 1u;
 #import tile
 #import rows
 
@@ -13,6 +16,24 @@
 // [taps][channels][columns]
 @group(0) @binding(3) var<storage, read> weight: array<Value>;
 @group(0) @binding(8) var<storage, read_write> output: array<Result>;
+
+// Four sums of a row.
+fn write(part: u32, row: u32, first_column: u32, sums: vec4<f32>) {
+    let columns = p.epilogue.columns;
+    if row >= p.rows {
+        return;
+    }
+    for (var i = 0u; i < min(4u, columns - min(columns, first_column)); i++) {
+        let column = first_column + i;
+        // Not by index: vectors that are indexed by a variable leave the registers.
+        let sum = select(select(sums.x, sums.y, i == 1u), select(sums.z, sums.w, i == 3u), i >= 2u);
+        if p.splits > 1u {
+            output[(part * p.rows + row) * columns + column] = Result(sum);
+        } else {
+            output[row * columns + column] = Result(finish(p.epilogue, row, column, sum));
+        }
+    }
+}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -28,9 +49,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let part = group / (column_tiles * row_tiles);
 
     find_places(first_row, thread);
-    for (var i = 0u; i < 16u; i++) {
-        sums[i] = vec4(0.0);
-    }
+#for i in 16
+    sums_{i} = vec4(0.0);
+#end
     let steps = p.kernel * p.kernel * tap_steps();
     let share = (steps + p.splits - 1u) / p.splits;
     for (var index = part * share; index < min(steps, (part + 1u) * share); index++) {
@@ -61,22 +82,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             right[term * (TILE_COLUMNS / 4u) + column / 4u][column % 4u] = value;
         }
         workgroupBarrier();
-        multiply_tile(thread);
+        multiply_tile(thread, 0u);
     }
 
-    for (var i = 0u; i < 16u; i++) {
-        let row = first_row + tile_row(thread, i / 2u);
-        let column = first_column + tile_column(thread, i % 2u);
-        if row < p.rows {
-            for (var j = 0u; j < 4u; j++) {
-                if column + j < columns {
-                    if p.splits > 1u {
-                        output[(part * p.rows + row) * columns + column + j] = Result(sums[i][j]);
-                    } else {
-                        output[row * columns + column + j] = Result(finish(p.epilogue, row, column + j, sums[i][j]));
-                    }
-                }
-            }
-        }
-    }
+#for i in 16
+    write(part, first_row + tile_row(thread, {i}u / 2u), first_column + tile_column(thread, {i}u % 2u), sums_{i});
+#end
 }

@@ -1,91 +1,156 @@
-// The same as `conv` on matrix units: f16 factors, f32 sums. Eight subgroups, two along the rows and four along the
-// columns, each with 4 x 2 matrices of SIZE x SIZE sums. Factors are loaded PACK channels at a time; the next step's are on
-// their way while this one's are multiplied.
+// The same as `conv` on matrix units of 16 x 16 values: f16 factors, f32 sums. A subgroup has FRAGMENT_ROWS x FRAGMENT_COLUMNS
+// matrices of sums; SUBGROUP_ROWS x SUBGROUP_COLUMNS subgroups share a tile of both factors. There are two tiles in workgroup
+// memory: while one is multiplied, the next is on its way through registers.
+//
+// Halves are moved about eight at a time as the bits of a vec4<f32>, so that every access has 16 bytes; the host gives the
+// matrices of factors their true type (see `spirv.rs`).
 #import split
-#import epilogue
+#import epilogue4
 
-const SUBGROUPS: u32 = 8u;
-const THREADS: u32 = SUBGROUPS * SUBGROUP;
-const TILE_ROWS: u32 = 8u * SIZE;
-const TILE_COLUMNS: u32 = 8u * SIZE;
-#import rows
+const THREADS: u32 = SUBGROUP * SUBGROUP_ROWS * SUBGROUP_COLUMNS;
+const OWN_ROWS: u32 = SIZE * FRAGMENT_ROWS;
+const OWN_COLUMNS: u32 = SIZE * FRAGMENT_COLUMNS;
+const TILE_ROWS: u32 = SUBGROUP_ROWS * OWN_ROWS;
+const TILE_COLUMNS: u32 = SUBGROUP_COLUMNS * OWN_COLUMNS;
+#import conv_params
 
-@group(0) @binding(1) var<storage, read_write> input_a: array<Packed>;
-@group(0) @binding(2) var<storage, read_write> input_b: array<Packed>;
+// Eight channels a value.
+@group(0) @binding(1) var<storage, read_write> input_a: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> input_b: array<vec4<f32>>;
 // [taps][channels][columns]
-@group(0) @binding(3) var<storage, read> weight: array<Packed>;
-@group(0) @binding(8) var<storage, read_write> output: array<Result>;
+@group(0) @binding(3) var<storage, read> weight: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read_write> output: array<vec4<Result>>;
 
-// Rows in workgroup memory end with a few values of nothing, so that neighbouring rows lie in different banks.
-const LEFT_STRIDE: u32 = (TERMS + 8u) / PACK;
-const RIGHT_STRIDE: u32 = (TILE_COLUMNS + 8u) / PACK;
-var<workgroup> left: array<Packed, TILE_ROWS * LEFT_STRIDE>;
-var<workgroup> right: array<Packed, TERMS * RIGHT_STRIDE>;
-var<workgroup> finished: array<f32, SUBGROUPS * SIZE * SIZE>;
+// Values of a row of terms and of a row of columns.
+const ROW_PACKS: u32 = TERMS / 8u;
+const COLUMN_PACKS: u32 = TILE_COLUMNS / 8u;
+// One more than is used, so that neighbouring rows lie in different banks.
+const LEFT_STRIDE: u32 = ROW_PACKS + 1u;
+const RIGHT_STRIDE: u32 = COLUMN_PACKS + 1u;
+const RIGHT_START: u32 = TILE_ROWS * LEFT_STRIDE;
+const STAGE: u32 = RIGHT_START + TERMS * RIGHT_STRIDE;
+// Sums on their way out: SIZE rows of a subgroup's columns, four columns a value.
+const STRIP_STRIDE: u32 = OWN_COLUMNS / 4u + 1u;
+const STRIP: u32 = SIZE * STRIP_STRIDE;
+var<workgroup> tiles: array<vec4<f32>, 2u * STAGE>;
 
-// Loads of a thread for one step.
-const LEFT_LOADS: u32 = TILE_ROWS * TERMS / PACK / THREADS;
-const RIGHT_LOADS: u32 = TILE_COLUMNS * TERMS / PACK / THREADS;
-var<private> next_left: array<Packed, LEFT_LOADS>;
-var<private> next_right: array<Packed, RIGHT_LOADS>;
+// For each load of a thread: its row's pixel of the input (upper left tap; far outside beyond the last row), and the sample's first.
+#for i in LEFT_LOADS
+var<private> row_y_{i}: i32;
+var<private> row_x_{i}: i32;
+var<private> row_start_{i}: u32;
+var<private> left_{i}: vec4<f32>;
+#end
+// And for each load of weights its term, and where it lies from the step's first weight on.
+#for i in RIGHT_LOADS
+var<private> right_term_{i}: u32;
+var<private> right_at_{i}: u32;
+var<private> right_slot_{i}: u32;
+var<private> right_{i}: vec4<f32>;
+#end
+// The step that is loaded next: a tap, and TERMS channels of one of the inputs.
+var<private> tap_y: u32;
+var<private> tap_x: u32;
+var<private> chunk: u32;
 
-fn fetch(index: u32, first_column: u32, thread: u32) {
-    let step = step_at(index);
-    for (var i = 0u; i < LEFT_LOADS; i++) {
-        let load = i * THREADS + thread;
-        let channel = step.first_channel + load % (TERMS / PACK) * PACK;
-        let pixel = pixel_under(load / (TERMS / PACK), step.dy, step.dx);
-        var value = Packed();
-        if pixel >= 0 && channel < step.channels {
-            let at = (u32(pixel) * step.channels + channel) / PACK;
-            if step.second {
-                value = input_b[at];
-            } else {
-                value = input_a[at];
-            }
-        }
-        next_left[i] = value;
+fn find_loads(first_row: u32, first_column: u32, thread: u32) {
+    let pixels = p.epilogue.height * p.epilogue.width;
+    let reach = i32(p.kernel / 2u);
+#for i in LEFT_LOADS
+    let row_{i} = first_row + {i}u * (THREADS / ROW_PACKS) + thread / ROW_PACKS;
+    let pixel_{i} = row_{i} % pixels;
+    row_y_{i} = select(-1000000000, i32(pixel_{i} / p.epilogue.width * p.stride) - reach, row_{i} < p.rows);
+    row_x_{i} = i32(pixel_{i} % p.epilogue.width * p.stride) - reach;
+    row_start_{i} = row_{i} / pixels * p.in_height;
+#end
+#for i in RIGHT_LOADS
+    let load_{i} = {i}u * THREADS + thread;
+    let column_{i} = first_column + load_{i} % COLUMN_PACKS * 8u;
+    right_term_{i} = select(TERMS, load_{i} / COLUMN_PACKS, column_{i} < p.epilogue.columns);
+    right_at_{i} = (load_{i} / COLUMN_PACKS * p.epilogue.columns + column_{i}) / 8u;
+    right_slot_{i} = RIGHT_START + load_{i} / COLUMN_PACKS * RIGHT_STRIDE + load_{i} % COLUMN_PACKS;
+#end
+}
+
+// Loads the step's values into registers, and goes on to the next one. Steps of all taps follow one another for the same
+// channels, most of whose pixels are in the nearest cache then.
+fn fetch(thread: u32) {
+    let chunks_a = (p.channels_a + TERMS - 1u) / TERMS;
+    let second = chunk >= chunks_a;
+    let channels = select(p.channels_a, p.channels_b, second);
+    let first_channel = select(chunk, chunk - chunks_a, second) * TERMS;
+    let left = select(0u, channels - first_channel, channels > first_channel);
+    let pack = thread % ROW_PACKS;
+    let in_channels = pack * 8u < left;
+    let row_packs = channels / 8u;
+    let first_pack = first_channel / 8u + pack;
+    let height = p.in_height << p.upsampled;
+    let width = p.in_width << p.upsampled;
+#for i in LEFT_LOADS
+    let y_{i} = u32(row_y_{i} + i32(tap_y));
+    let x_{i} = u32(row_x_{i} + i32(tap_x));
+    let inside_{i} = in_channels && y_{i} < height && x_{i} < width;
+    let pixel_{i} = (row_start_{i} + (y_{i} >> p.upsampled)) * p.in_width + (x_{i} >> p.upsampled);
+    let at_{i} = select(0u, pixel_{i} * row_packs + first_pack, inside_{i});
+#end
+    if second {
+#for i in LEFT_LOADS
+        left_{i} = input_b[at_{i}];
+#end
+    } else {
+#for i in LEFT_LOADS
+        left_{i} = input_a[at_{i}];
+#end
     }
-    for (var i = 0u; i < RIGHT_LOADS; i++) {
-        let load = i * THREADS + thread;
-        let term = load / (TILE_COLUMNS / PACK);
-        let column = first_column + load % (TILE_COLUMNS / PACK) * PACK;
-        var value = Packed();
-        if step.first_channel + term < step.channels && column < p.epilogue.columns {
-            value = weight[((step.weight_row + term) * p.epilogue.columns + column) / PACK];
+#for i in LEFT_LOADS
+    left_{i} = select(vec4(0.0), left_{i}, inside_{i});
+#end
+    let tap = tap_y * p.kernel + tap_x;
+    let weight_row = tap * (p.channels_a + p.channels_b) + select(0u, p.channels_a, second) + first_channel;
+    let first_weight = weight_row * (p.epilogue.columns / 8u);
+#for i in RIGHT_LOADS
+    let used_{i} = right_term_{i} < min(TERMS, left);
+    right_{i} = weight[select(0u, first_weight + right_at_{i}, used_{i})];
+    right_{i} = select(vec4(0.0), right_{i}, used_{i});
+#end
+    tap_x += 1u;
+    if tap_x == p.kernel {
+        tap_x = 0u;
+        tap_y += 1u;
+        if tap_y == p.kernel {
+            tap_y = 0u;
+            chunk += 1u;
         }
-        next_right[i] = value;
     }
 }
 
-fn store(thread: u32) {
-    for (var i = 0u; i < LEFT_LOADS; i++) {
-        let load = i * THREADS + thread;
-        left[load / (TERMS / PACK) * LEFT_STRIDE + load % (TERMS / PACK)] = next_left[i];
-    }
-    for (var i = 0u; i < RIGHT_LOADS; i++) {
-        let load = i * THREADS + thread;
-        right[load / (TILE_COLUMNS / PACK) * RIGHT_STRIDE + load % (TILE_COLUMNS / PACK)] = next_right[i];
-    }
+fn store(stage: u32, thread: u32) {
+    let slot = stage + thread / ROW_PACKS * LEFT_STRIDE + thread % ROW_PACKS;
+#for i in LEFT_LOADS
+    tiles[slot + {i}u * (THREADS / ROW_PACKS * LEFT_STRIDE)] = left_{i};
+#end
+#for i in RIGHT_LOADS
+    tiles[stage + right_slot_{i}] = right_{i};
+#end
 }
 
-// Writes the subgroup's matrix that was stored to `finished`, whose first sum belongs to (`row`, `column`).
-fn write(subgroup: u32, lane: u32, part: u32, row: u32, column: u32) {
+// Writes a subgroup's strip of sums, whose first belongs to (`first_row`, `first_column`).
+fn write(strip: u32, lane: u32, part: u32, first_row: u32, first_column: u32) {
     let columns = p.epilogue.columns;
-    workgroupBarrier();
-    for (var i = lane; i < SIZE * SIZE; i += SUBGROUP) {
-        let y = row + i / SIZE;
-        let x = column + i % SIZE;
-        if y < p.rows && x < columns {
-            let sum = finished[subgroup * SIZE * SIZE + i];
+    for (var i = lane; i < SIZE * (OWN_COLUMNS / 4u); i += SUBGROUP) {
+        let own_row = i / (OWN_COLUMNS / 4u);
+        let own_column = i % (OWN_COLUMNS / 4u);
+        let row = first_row + own_row;
+        let column = first_column + own_column * 4u;
+        if row < p.rows && column < columns {
+            let sum = tiles[strip + own_row * STRIP_STRIDE + own_column];
             if p.splits > 1u {
-                output[(part * p.rows + y) * columns + x] = Result(sum);
+                output[((part * p.rows + row) * columns + column) / 4u] = vec4<Result>(sum);
             } else {
-                output[y * columns + x] = Result(finish(p.epilogue, y, x, sum));
+                output[(row * columns + column) / 4u] = vec4<Result>(finish(p.epilogue, row, column, sum));
             }
         }
     }
-    workgroupBarrier();
 }
 
 @compute @workgroup_size(THREADS)
@@ -105,71 +170,62 @@ fn main(
     let first_column = group % column_tiles * TILE_COLUMNS;
     let first_row = group / column_tiles % row_tiles * TILE_ROWS;
     let part = group / (column_tiles * row_tiles);
-
-    find_places(first_row, thread);
-    workgroupBarrier();
-    var c00 = Sums();
-    var c01 = Sums();
-    var c10 = Sums();
-    var c11 = Sums();
-    var c20 = Sums();
-    var c21 = Sums();
-    var c30 = Sums();
-    var c31 = Sums();
-    let own_row = subgroup / 4u * 4u * SIZE;
-    let own_column = subgroup % 4u * 2u * SIZE;
-    let steps = p.kernel * p.kernel * tap_steps();
+    let taps = p.kernel * p.kernel;
+    let chunks = (p.channels_a + TERMS - 1u) / TERMS + (p.channels_b + TERMS - 1u) / TERMS;
+    let steps = taps * chunks;
     let share = (steps + p.splits - 1u) / p.splits;
-    let end = min(steps, (part + 1u) * share);
-    fetch(min(part * share, steps - 1u), first_column, thread);
-    for (var index = part * share; index < end; index++) {
-        workgroupBarrier();
-        store(thread);
-        workgroupBarrier();
+    let first_step = part * share;
+    let end = min(steps, first_step + share);
+
+    find_loads(first_row, first_column, thread);
+    chunk = first_step / taps;
+    tap_y = first_step % taps / p.kernel;
+    tap_x = first_step % p.kernel;
+#for i in FRAGMENT_ROWS
+#for j in FRAGMENT_COLUMNS
+    var sums_{i}_{j} = Sums();
+#end
+#end
+    let own_row = subgroup / SUBGROUP_COLUMNS * OWN_ROWS;
+    let own_column = subgroup % SUBGROUP_COLUMNS * OWN_COLUMNS;
+    if first_step < end {
+        fetch(thread);
+        store(0u, thread);
+    }
+    workgroupBarrier();
+    var stage = 0u;
+    for (var index = first_step; index < end; index++) {
         if index + 1u < end {
-            fetch(index + 1u, first_column, thread);
+            fetch(thread);
         }
-        for (var term = 0u; term < TERMS; term += SIZE) {
-            let from_left = own_row * LEFT_STRIDE + term / PACK;
-            let from_right = term * RIGHT_STRIDE + own_column / PACK;
-            let second_right = from_right + SIZE / PACK;
-            let b0 = coopLoadT<Right>(&right[from_right], RIGHT_STRIDE);
-            let b1 = coopLoadT<Right>(&right[second_right], RIGHT_STRIDE);
-            let a0 = coopLoadT<Left>(&left[from_left], LEFT_STRIDE);
-            c00 = coopMultiplyAdd(a0, b0, c00);
-            c01 = coopMultiplyAdd(a0, b1, c01);
-            let second_left = from_left + SIZE * LEFT_STRIDE;
-            let a1 = coopLoadT<Left>(&left[second_left], LEFT_STRIDE);
-            c10 = coopMultiplyAdd(a1, b0, c10);
-            c11 = coopMultiplyAdd(a1, b1, c11);
-            let third_left = second_left + SIZE * LEFT_STRIDE;
-            let a2 = coopLoadT<Left>(&left[third_left], LEFT_STRIDE);
-            c20 = coopMultiplyAdd(a2, b0, c20);
-            c21 = coopMultiplyAdd(a2, b1, c21);
-            let fourth_left = third_left + SIZE * LEFT_STRIDE;
-            let a3 = coopLoadT<Left>(&left[fourth_left], LEFT_STRIDE);
-            c30 = coopMultiplyAdd(a3, b0, c30);
-            c31 = coopMultiplyAdd(a3, b1, c31);
+#for k in TERM_FRAGMENTS
+#for i in FRAGMENT_ROWS
+        let at_left_{k}_{i} = stage + (own_row + {i}u * SIZE) * LEFT_STRIDE + {k}u * (SIZE / 8u);
+        let left_{k}_{i} = coopLoadT<Left>(&tiles[at_left_{k}_{i}], LEFT_STRIDE);
+#end
+#for j in FRAGMENT_COLUMNS
+        let at_right_{k}_{j} = stage + RIGHT_START + {k}u * SIZE * RIGHT_STRIDE + own_column / 8u + {j}u * (SIZE / 8u);
+        let right_{k}_{j} = coopLoadT<Right>(&tiles[at_right_{k}_{j}], RIGHT_STRIDE);
+#for i in FRAGMENT_ROWS
+        sums_{i}_{j} = coopMultiplyAdd(left_{k}_{i}, right_{k}_{j}, sums_{i}_{j});
+#end
+#end
+#end
+        stage = STAGE - stage;
+        if index + 1u < end {
+            store(stage, thread);
         }
+        workgroupBarrier();
     }
 
-    let to = subgroup * SIZE * SIZE;
-    let row = first_row + own_row;
-    let column = first_column + own_column;
-    coopStoreT(c00, &finished[to], SIZE);
-    write(subgroup, lane, part, row, column);
-    coopStoreT(c01, &finished[to], SIZE);
-    write(subgroup, lane, part, row, column + SIZE);
-    coopStoreT(c10, &finished[to], SIZE);
-    write(subgroup, lane, part, row + SIZE, column);
-    coopStoreT(c11, &finished[to], SIZE);
-    write(subgroup, lane, part, row + SIZE, column + SIZE);
-    coopStoreT(c20, &finished[to], SIZE);
-    write(subgroup, lane, part, row + 2u * SIZE, column);
-    coopStoreT(c21, &finished[to], SIZE);
-    write(subgroup, lane, part, row + 2u * SIZE, column + SIZE);
-    coopStoreT(c30, &finished[to], SIZE);
-    write(subgroup, lane, part, row + 3u * SIZE, column);
-    coopStoreT(c31, &finished[to], SIZE);
-    write(subgroup, lane, part, row + 3u * SIZE, column + SIZE);
+    let strip = subgroup * STRIP;
+#for i in FRAGMENT_ROWS
+#for j in FRAGMENT_COLUMNS
+    let to_{i}_{j} = strip + {j}u * (SIZE / 4u);
+    coopStoreT(sums_{i}_{j}, &tiles[to_{i}_{j}], STRIP_STRIDE);
+#end
+    workgroupBarrier();
+    write(strip, lane, part, first_row + own_row + {i}u * SIZE, first_column + own_column);
+    workgroupBarrier();
+#end
 }

@@ -1,20 +1,5 @@
-// The rows of a convolution as a product: for each pixel of the output what lies under its taps.
-struct Params {
-    epilogue: Epilogue,
-    rows: u32,
-    // Input before it is upsampled.
-    in_height: u32,
-    in_width: u32,
-    channels_a: u32,
-    channels_b: u32,
-    // 1 or 3.
-    kernel: u32,
-    stride: u32,
-    // 1 where each pixel of the input stands for 2 x 2.
-    upsampled: u32,
-    splits: u32,
-}
-@group(0) @binding(0) var<uniform> p: Params;
+// The rows of a convolution's product: for each pixel of the output what lies under its taps.
+#import conv_params
 
 // Upper left tap of each row of the tile, and its sample; -1 beyond the last row.
 var<workgroup> places: array<vec3<i32>, TILE_ROWS>;
@@ -50,11 +35,6 @@ struct Step {
     first_channel: u32,
     // Row of the weights that it begins with.
     weight_row: u32,
-}
-
-// Steps for each tap.
-fn tap_steps() -> u32 {
-    return (p.channels_a + TERMS - 1u) / TERMS + (p.channels_b + TERMS - 1u) / TERMS;
 }
 
 fn step_at(index: u32) -> Step {

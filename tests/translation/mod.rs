@@ -8,7 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use mdm::engine::gpu::shader::{BindingKind, Permutation, Tile, bindings};
+use mdm::engine::gpu::shader::{BindingKind, Cooperative, Permutation, Tile, bindings};
+use mdm::engine::gpu::spirv;
 use naga::back::{hlsl, msl, pipeline_constants::process_overrides, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, FunctionInfo, ModuleInfo, ValidationFlags, Validator};
@@ -290,6 +291,14 @@ fn hlsl_options(model: hlsl::ShaderModel, source: &str, checked: bool) -> hlsl::
 
 /// Validates a module; gives a reason where that was not possible.
 fn spirv_val(words: &[u32], environment: &str, needs: &Needs) -> Result<Option<&'static str>, String> {
+        use std::sync::atomic::*;
+        static N: AtomicU32 = AtomicU32::new(0);
+        std::fs::write(
+            PathBuf::from(d).join(format!("{}.spv", N.fetch_add(1, Ordering::Relaxed))),
+            words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>(),
+        )
+        .unwrap();
+    }
     let child = Command::new("spirv-val")
         .args(["--target-env", environment, "-"])
         .stdin(Stdio::piped())
@@ -348,7 +357,17 @@ pub(crate) fn every_permutation_translates_for_every_backend(permutations: &[Per
         for (target, checked) in targets.flat_map(|target| [(target, true), (target, false)]) {
             let checks = if checked { "with" } else { "without" };
             let what = format!("{} as {} {checks} checks", permutation.label(), target.name());
-            let result = guarded(|| match target.translate(&source, &needs, checked)? {
+            let translate = || match target {
+                Target::Spirv { environment, .. }
+                    if permutation.cooperative.is_some_and(Cooperative::moves_bits) =>
+                {
+                    let words = spirv::module(permutation, &source, &bindings(&source))
+                        .map_err(|error| error.to_string())?;
+                    Ok(Translation::Spirv { words, environment })
+                }
+                _ => target.translate(&source, &needs, checked),
+            };
+            let result = guarded(|| match translate()? {
                 Translation::Text => Ok(()),
                 Translation::Spirv { words, environment } => {
                     if let Some(reason) = spirv_val(&words, environment, &needs)? {
@@ -474,8 +493,8 @@ pub(crate) fn every_permutation_keeps_the_limits(permutations: &[Permutation]) {
             }
         }
         // Large tiles and matrix units are used where the adapter has as much as this.
-        let small = permutation.tile == Tile::SMALL && permutation.cooperative.is_none();
-        let workgroup_limit = if small { 16_384 } else { 32_768 };
+        let without = if permutation.tile == Tile::SMALL { 16_384 } else { 32_768 };
+        let workgroup_limit = permutation.cooperative.map_or(without, |unit| unit.storage);
         let limits = [
             ("storage buffers", buffers, 8),
             ("bytes of workgroup memory", workgroup, workgroup_limit),

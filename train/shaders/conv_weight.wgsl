@@ -2,6 +2,7 @@
 // channels, its terms the pixels of all samples. There are many more terms than rows or columns, so they are divided into
 // `splits`, whose sums `conv_weight_sum` adds up.
 #import split
+const STAGES: u32 = 1u;
 #import tile
 
 struct Params {
@@ -47,9 +48,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let first_column = group % column_tiles * TILE_COLUMNS;
     let first_row = group / column_tiles % row_tiles * TILE_ROWS;
     let part = group / (column_tiles * row_tiles);
-    for (var i = 0u; i < 16u; i++) {
-        sums[i] = vec4(0.0);
-    }
+#for i in 16
+    sums_{i} = vec4(0.0);
+#end
 
     // There are as many threads as rows of a tile, or twice as many: what a thread loads belongs to one row.
     let own = thread % TILE_ROWS;
@@ -102,18 +103,20 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             left[term * (TILE_ROWS / 4u) + own / 4u][own % 4u] = value;
         }
         workgroupBarrier();
-        multiply_tile(thread);
+        multiply_tile(thread, 0u);
     }
 
-    for (var i = 0u; i < 16u; i++) {
-        let to_row = first_row + tile_row(thread, i / 2u);
-        let column = first_column + tile_column(thread, i % 2u);
+#for i in 16
+    {
+        let to_row = first_row + tile_row(thread, {i}u / 2u);
+        let column = first_column + tile_column(thread, {i}u % 2u);
         if to_row < rows {
-            for (var j = 0u; j < 4u; j++) {
-                if column + j < p.columns {
-                    output[(part * rows + to_row) * p.columns + column + j] = sums[i][j];
-                }
+#for j in 4
+            if column + {j}u < p.columns {
+                output[(part * rows + to_row) * p.columns + column + {j}u] = sums_{i}[{j}];
             }
+#end
         }
     }
+#end
 }

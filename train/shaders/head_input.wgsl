@@ -1,6 +1,7 @@
 // What flows back through a head's layer, the batch norm and the ReLU before it, as a product: its rows are the samples of a
 // batch, its columns the layer's inputs, its terms the outputs.
 #import split
+const STAGES: u32 = 1u;
 #import tile
 
 struct Params {
@@ -44,9 +45,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let column_tiles = (p.inputs + TILE_COLUMNS - 1u) / TILE_COLUMNS;
     let first_column = group % column_tiles * TILE_COLUMNS;
     let first_row = group / column_tiles * TILE_ROWS;
-    for (var i = 0u; i < 16u; i++) {
-        sums[i] = vec4(0.0);
-    }
+#for i in 16
+    sums_{i} = vec4(0.0);
+#end
     for (var first = 0u; first < p.outputs; first += TERMS) {
         workgroupBarrier();
         for (var i = thread; i < TERMS * TILE_ROWS; i += THREADS) {
@@ -68,18 +69,20 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             right[i / TILE_COLUMNS * (TILE_COLUMNS / 4u) + own / 4u][own % 4u] = value;
         }
         workgroupBarrier();
-        multiply_tile(thread);
+        multiply_tile(thread, 0u);
     }
 
-    for (var i = 0u; i < 16u; i++) {
-        let row = first_row + tile_row(thread, i / 2u);
-        let column = first_column + tile_column(thread, i % 2u);
+#for i in 16
+    {
+        let row = first_row + tile_row(thread, {i}u / 2u);
+        let column = first_column + tile_column(thread, {i}u % 2u);
         if row < p.rows {
-            for (var j = 0u; j < 4u; j++) {
-                if column + j < p.inputs {
-                    output[row * p.inputs + column + j] = before(row, column + j, sums[i][j]);
-                }
+#for j in 4
+            if column + {j}u < p.inputs {
+                output[row * p.inputs + column + {j}u] = before(row, column + {j}u, sums_{i}[{j}]);
             }
+#end
         }
     }
+#end
 }

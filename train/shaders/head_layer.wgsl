@@ -1,6 +1,7 @@
 // A linear layer of a head as a product: its rows are the samples of a batch, its columns the layer's outputs, its terms
 // the inputs. A batch norm before the layer is applied while tiles are loaded.
 #import split
+const STAGES: u32 = 1u;
 #import tile
 
 struct Params {
@@ -44,9 +45,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let column_tiles = (p.outputs + TILE_COLUMNS - 1u) / TILE_COLUMNS;
     let first_column = group % column_tiles * TILE_COLUMNS;
     let first_row = group / column_tiles * TILE_ROWS;
-    for (var i = 0u; i < 16u; i++) {
-        sums[i] = vec4(0.0);
-    }
+#for i in 16
+    sums_{i} = vec4(0.0);
+#end
     for (var first = 0u; first < p.inputs; first += TERMS) {
         workgroupBarrier();
         for (var i = thread; i < TERMS * TILE_ROWS; i += THREADS) {
@@ -68,19 +69,21 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             right[i % TERMS * (TILE_COLUMNS / 4u) + own / 4u][own % 4u] = value;
         }
         workgroupBarrier();
-        multiply_tile(thread);
+        multiply_tile(thread, 0u);
     }
 
-    for (var i = 0u; i < 16u; i++) {
-        let row = first_row + tile_row(thread, i / 2u);
-        let column = first_column + tile_column(thread, i % 2u);
+#for i in 16
+    {
+        let row = first_row + tile_row(thread, {i}u / 2u);
+        let column = first_column + tile_column(thread, {i}u % 2u);
         if row < p.rows {
-            for (var j = 0u; j < 4u; j++) {
-                if column + j < p.outputs {
-                    let value = sums[i][j] + parameters[p.bias + column + j];
-                    output[row * p.outputs + column + j] = select(value, max(value, 0.0), p.relu != 0u);
-                }
+#for j in 4
+            if column + {j}u < p.outputs {
+                let value = sums_{i}[{j}] + parameters[p.bias + column + {j}u];
+                output[row * p.outputs + column + {j}u] = select(value, max(value, 0.0), p.relu != 0u);
             }
+#end
         }
     }
+#end
 }

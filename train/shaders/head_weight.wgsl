@@ -3,6 +3,7 @@
 //
 // It is with respect to normalised inputs where a batch norm comes before the layer.
 #import split
+const STAGES: u32 = 1u;
 #import tile
 
 struct Params {
@@ -47,9 +48,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     let first_column = group % column_tiles * TILE_COLUMNS;
     let first_row = group / column_tiles % row_tiles * TILE_ROWS;
     let part = group / (column_tiles * row_tiles);
-    for (var i = 0u; i < 16u; i++) {
-        sums[i] = vec4(0.0);
-    }
+#for i in 16
+    sums_{i} = vec4(0.0);
+#end
 
     let steps = (p.rows + TERMS - 1u) / TERMS;
     let share = (steps + p.splits - 1u) / p.splits;
@@ -75,18 +76,20 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             right[term * (TILE_COLUMNS / 4u) + own / 4u][own % 4u] = value;
         }
         workgroupBarrier();
-        multiply_tile(thread);
+        multiply_tile(thread, 0u);
     }
 
-    for (var i = 0u; i < 16u; i++) {
-        let row = first_row + tile_row(thread, i / 2u);
-        let column = first_column + tile_column(thread, i % 2u);
+#for i in 16
+    {
+        let row = first_row + tile_row(thread, {i}u / 2u);
+        let column = first_column + tile_column(thread, {i}u % 2u);
         if row < p.outputs {
-            for (var j = 0u; j < 4u; j++) {
-                if column + j < columns {
-                    output[(part * p.outputs + row) * columns + column + j] = sums[i][j];
-                }
+#for j in 4
+            if column + {j}u < columns {
+                output[(part * p.outputs + row) * columns + column + {j}u] = sums_{i}[{j}];
             }
+#end
         }
     }
+#end
 }

@@ -1,4 +1,4 @@
-// A kernel `[outputs][inputs][taps]` as `[taps][inputs][outputs]`, with rows of zeros up to a multiple of four. A workgroup
+// A kernel `[outputs][inputs][taps]` as `[taps][inputs][outputs]`, with rows of zeros up to a multiple of eight. A workgroup
 // has 16 inputs and 16 outputs: what it reads and what it writes lies together.
 #import split
 
@@ -31,7 +31,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     }
     if input == 0u {
         let rows = p.taps * p.inputs;
-        for (var row = rows; row < (rows + 3u) / 4u * 4u; row++) {
+        for (var row = rows; row < (rows + 7u) / 8u * 8u; row++) {
             packed[row * p.outputs + output] = Value(0.0);
         }
     }

@@ -13,9 +13,6 @@ pub(crate) struct Adapter {
 /// Bytes that one workgroup may need for a small tile and its places, see `shaders/conv.wgsl`.
 const LEAST_WORKGROUP_STORAGE: u32 = 16_384;
 
-/// The same for a product on matrix units, see `shaders/conv_cooperative.wgsl`.
-const COOPERATIVE_STORAGE: u32 = 32_768;
-
 /// All adapters of the backends that the library was built with, in the drivers' order.
 pub(crate) fn adapters() -> Vec<Adapter> {
     // Drivers are other people's code: whatever one does here, there is just no GPU then.
@@ -112,13 +109,15 @@ impl Adapter {
         let unit = if metal { Cooperative::METAL } else { Cooperative::VULKAN };
         let subgroups =
             metal || (info.subgroup_min_size, info.subgroup_max_size) == (unit.subgroup, unit.subgroup);
-        let storage = self.adapter.limits().max_compute_workgroup_storage_size >= COOPERATIVE_STORAGE;
+        let storage = self.adapter.limits().max_compute_workgroup_storage_size >= unit.storage;
         let known = self.adapter.cooperative_matrix_properties().iter().any(|own| {
             [own.m_size, own.n_size, own.k_size] == [unit.size; 3]
                 && own.ab_type == wgpu::CooperativeScalarType::F16
                 && own.cr_type == wgpu::CooperativeScalarType::F32
         });
-        (subgroups && storage && known).then_some(unit)
+        let passes =
+            !unit.moves_bits() || self.adapter.features().contains(wgpu::Features::PASSTHROUGH_SHADERS);
+        (subgroups && storage && known && passes).then_some(unit)
     }
 
     /// What the adapter lacks of what the shaders need, in words.

@@ -69,7 +69,10 @@ impl Context {
         let mut features = wgpu::Features::IMMEDIATES | (offered & wanted);
         let cooperative = adapter.cooperative().filter(|_| value == ValueType::F16);
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
-        if cooperative.is_some() {
+        if let Some(unit) = cooperative {
+            if unit.moves_bits() {
+                features |= wgpu::Features::PASSTHROUGH_SHADERS;
+            }
             features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
             experimental = super::pipeline::experimental();
         }

@@ -1,13 +1,29 @@
 //! Convolutions: products over gathered rows.
 
 use super::call::{Binding, Bindings, Builder, Call, ENOUGH_WORKGROUPS, too_large, word, words};
-use super::shader::{Permutation, Shader, Tile, ValueType};
+use super::shader::{Cooperative, Fragments, Permutation, Shader, Tile, ValueType};
 use super::weights::Layout;
 use crate::plan::{Conv, Resample, Source, TensorInfo};
 use crate::{Error, Result};
 
 /// Steps through the terms below which dividing them does not pay.
 const LEAST_STEPS: usize = 16;
+
+/// Subgroups that a large device works on at once.
+const SUBGROUPS: usize = 1056;
+
+/// How fast the fragments are, in the order of `Fragments::ALL`, relative to the first.
+const RATES: [f64; 7] = [1.0, 0.95, 1.0, 0.9, 0.85, 0.6, 0.6];
+
+/// What a tile's start and end cost, in steps.
+const STEPS_AROUND: usize = 6;
+
+/// What a second call costs that adds up parts, and moving one value of a part, in units of a matrix unit's value and step.
+const SECOND_CALL: f64 = 18_000.0;
+const PART: f64 = 13.0;
+
+/// Terms are padded to a multiple of so many, which matrix units load together.
+pub const TERM_PACK: usize = 8;
 
 /// Channels up to which taps are unfolded: with more, they fill a product's terms by themselves.
 const MOST_UNFOLDED: usize = 7;
@@ -44,26 +60,38 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
     let terms = channels * input.kernel * input.kernel;
     let work = rows as f64 * columns as f64 * terms as f64;
 
-    let count =
-        |tile: Tile| rows.div_ceil(8 * tile.rows as usize) * columns.div_ceil(8 * tile.columns as usize);
-    let tile = builder.tile(count);
-    let unit = builder.context.cooperative.filter(|unit| {
-        let packed = |channels: usize| channels.is_multiple_of(unit.pack as usize);
-        builder.value() == ValueType::F16
-            && packed(columns)
-            && input.parts.iter().all(|(_, own)| packed(*own))
-    });
-    let (tiles, step) = match unit {
-        Some(unit) => {
-            let side = unit.tile() as usize;
-            (rows.div_ceil(side) * columns.div_ceil(side), unit.terms)
-        }
-        None => (count(tile), tile.terms),
+    let packed = |size: u32| {
+        let fits = |channels: usize| channels.is_multiple_of(size as usize);
+        fits(columns) && input.parts.iter().all(|(_, own)| fits(*own))
     };
-    let steps = input.kernel
-        * input.kernel
-        * input.parts.iter().map(|(_, channels)| channels.div_ceil(step as usize)).sum::<usize>();
-    let splits = (ENOUGH_WORKGROUPS / tiles).min(steps / LEAST_STEPS).max(1);
+    let steps = |terms: u32| {
+        let chunks = input.parts.iter().map(|(_, channels)| channels.div_ceil(terms as usize));
+        input.kernel * input.kernel * chunks.sum::<usize>()
+    };
+    let unit =
+        builder.context.cooperative.filter(|unit| builder.value() == ValueType::F16 && packed(unit.pack));
+    let (permutation, tiles, splits) = match unit {
+        Some(unit) => {
+            let (fragments, splits) = division(unit, rows, columns, steps(unit.terms));
+            let shader =
+                if unit == Cooperative::METAL { Shader::ConvSimdgroup } else { Shader::ConvCooperative };
+            let plain = builder.plain(shader);
+            let (tile_rows, tile_columns) = fragments.tile(unit);
+            let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
+            (Permutation { result, cooperative: Some(unit), fragments, ..plain }, tiles, splits)
+        }
+        None => {
+            let count = |tile: Tile| {
+                rows.div_ceil(8 * tile.rows as usize) * columns.div_ceil(8 * tile.columns as usize)
+            };
+            let tile = builder.tile(count);
+            let shader = if packed(4) { Shader::ConvPacked } else { Shader::Conv };
+            let splits = (ENOUGH_WORKGROUPS / count(tile)).min(steps(tile.terms) / LEAST_STEPS).max(1);
+            (Permutation { result, tile, ..builder.plain(shader) }, count(tile), splits)
+        }
+    };
+    // Parts are added up four columns at a time.
+    let splits = if packed(4) { splits } else { 1 };
 
     let (epilogue, added) = epilogue(builder, conv)?;
     let mut params = epilogue.clone();
@@ -81,10 +109,6 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
     ])?);
     let mut bindings = vec![(3, weight)];
     bindings.extend((1..).zip(input.parts.iter().map(|(binding, _)| binding.clone())));
-    let permutation = match unit {
-        Some(_) => Permutation { result, cooperative: unit, ..builder.plain(Shader::ConvCooperative) },
-        None => Permutation { result, tile, ..builder.plain(Shader::Conv) },
-    };
     if splits == 1 {
         bindings.extend(added);
         bindings.push((8, target));
@@ -110,10 +134,46 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
         permutation: Permutation { result, ..Permutation::plain(Shader::ConvSum, builder.value()) },
         params,
         bindings,
-        workgroups: word((rows * columns).div_ceil(256))?,
+        workgroups: word((rows * columns / 4).div_ceil(64))?,
         work: all as f64,
     });
     Ok(())
+}
+
+/// Which fragments a product on matrix units is made of, and into how many parts its `steps` through the terms are divided: the
+/// least time by a model in which the device's subgroups finish waves of tiles.
+fn division(unit: Cooperative, rows: usize, columns: usize, steps: usize) -> (Fragments, usize) {
+    if unit == Cooperative::METAL {
+        let (tile_rows, tile_columns) = Fragments::METAL.tile(unit);
+        let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
+        return (Fragments::METAL, (ENOUGH_WORKGROUPS / tiles).min(steps / LEAST_STEPS).max(1));
+    }
+    if let Some(forced) = std::env::var("MDM_FRAGMENTS").ok().and_then(|text| text.parse::<usize>().ok()) {
+        let fragments = Fragments::ALL[forced];
+        let (tile_rows, tile_columns) = fragments.tile(unit);
+        let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
+        return (fragments, (ENOUGH_WORKGROUPS / tiles).min(steps / LEAST_STEPS).max(1));
+    }
+    let mut best = (f64::INFINITY, (Fragments::ALL[0], 1));
+    for (fragments, rate) in Fragments::ALL.into_iter().zip(RATES) {
+        let (tile_rows, tile_columns) = fragments.tile(unit);
+        let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
+        let subgroups = (fragments.threads(unit) / unit.subgroup) as usize;
+        let at_once = SUBGROUPS / subgroups;
+        let step = f64::from(tile_rows * tile_columns) / subgroups as f64 / rate;
+        for splits in (0..6).map(|power| 1 << power).take_while(|splits| splits * 4 <= steps.max(4)) {
+            let waves = (tiles * splits).div_ceil(at_once);
+            let mut time = waves as f64 * (steps.div_ceil(splits) + STEPS_AROUND) as f64 * step;
+            if splits > 1 {
+                let moved = (splits + 1) * rows * columns;
+                time += SECOND_CALL + PART * moved as f64 / SUBGROUPS as f64;
+            }
+            if time < best.0 {
+                best = (time, (fragments, splits));
+            }
+        }
+    }
+    best.1
 }
 
 /// The words of the shaders' `Epilogue`, and what it reads.
@@ -165,7 +225,7 @@ fn unfolded(builder: &mut Builder<'_>, conv: &Conv) -> Result<Option<Input>> {
         return Ok(None);
     }
     let rows = builder.batch() * height * width;
-    let terms = (9 * channels).next_multiple_of(4);
+    let terms = (9 * channels).next_multiple_of(TERM_PACK);
     let copy = builder.scratch(rows * terms, builder.value())?;
     let norm = conv.source.norm;
     let coefficients = norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;

@@ -22,7 +22,10 @@ mod pipeline;
 pub mod prepare;
 pub mod shader;
 #[doc(hidden)]
+pub mod spirv;
+#[doc(hidden)]
 pub mod submit;
+mod template;
 #[cfg(test)]
 mod tests;
 #[doc(hidden)]

@@ -2,11 +2,12 @@
 
 #![allow(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::shader::{BindingKind, Permutation, bindings};
+use super::shader::{BindingKind, Cooperative, Permutation, bindings};
 use crate::{Error, Result};
 
 /// Bytes of `Split`, which every shader has.
@@ -102,20 +103,34 @@ impl Pipelines {
         let label = permutation.label();
         let source = permutation.source();
         let bindings = bindings(&source);
-        // SAFETY: these are the library's own shaders, which check the bounds of what they are given, and which the tests run
-        // with the checks on. Loops all end: their bounds are the plan's sizes.
-        let module = unsafe {
-            device.create_shader_module_trusted(
-                wgpu::ShaderModuleDescriptor {
+        let moves_bits = permutation.cooperative.is_some_and(Cooperative::moves_bits);
+        let module = if moves_bits {
+            let words = super::spirv::module(&permutation, &source, &bindings)?;
+            // SAFETY: this is one of the library's own shaders, translated by naga as wgpu would; the tests validate all of them.
+            unsafe {
+                device.create_shader_module_passthrough(wgpu::ShaderModuleDescriptorPassthrough {
                     label: Some(&label),
-                    source: wgpu::ShaderSource::Wgsl(source.into()),
-                },
-                if cfg!(debug_assertions) {
-                    wgpu::ShaderRuntimeChecks::checked()
-                } else {
-                    wgpu::ShaderRuntimeChecks::unchecked()
-                },
-            )
+                    entry_points: Cow::Borrowed(&[wgpu::PassthroughShaderEntryPoint {
+                        name: Cow::Borrowed("main"),
+                        workgroup_size: (0, 0, 0),
+                    }]),
+                    spirv: Some(Cow::Owned(words)),
+                    ..Default::default()
+                })
+            }
+        } else {
+            let descriptor = wgpu::ShaderModuleDescriptor {
+                label: Some(&label),
+                source: wgpu::ShaderSource::Wgsl(source.into()),
+            };
+            let checks = if cfg!(debug_assertions) {
+                wgpu::ShaderRuntimeChecks::checked()
+            } else {
+                wgpu::ShaderRuntimeChecks::unchecked()
+            };
+            // SAFETY: these are the library's own shaders, which check the bounds of what they are given, and which the tests
+            // run with the checks on. Loops all end: their bounds are the plan's sizes.
+            unsafe { device.create_shader_module_trusted(descriptor, checks) }
         };
         let entries: Vec<wgpu::BindGroupLayoutEntry> = bindings
             .iter()

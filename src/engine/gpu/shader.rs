@@ -60,17 +60,53 @@ pub struct Cooperative {
     pub subgroup: u32,
     /// Terms that are held in workgroup memory.
     pub terms: u32,
+    /// Bytes of workgroup memory that the largest tile needs.
+    pub storage: u32,
 }
 
 impl Cooperative {
-    /// What Vulkan's drivers have. Factors lie in workgroup memory as vectors, which SPIR-V allows.
-    pub const VULKAN: Self = Self { size: 16, pack: 4, subgroup: 32, terms: 32 };
+    /// What Vulkan's drivers have. Factors lie in workgroup memory as vectors of 16 bytes, which SPIR-V allows.
+    pub const VULKAN: Self = Self { size: 16, pack: 8, subgroup: 32, terms: 32, storage: 46_080 };
     /// Metal's SIMD-group matrices, which are loaded from scalars.
-    pub const METAL: Self = Self { size: 8, pack: 1, subgroup: 32, terms: 32 };
+    pub const METAL: Self = Self { size: 8, pack: 1, subgroup: 32, terms: 32, storage: 16_384 };
+
+    /// Whether factors are moved as the bits of f32, and their matrices' type is set by the host: see `spirv`.
+    pub fn moves_bits(self) -> bool {
+        self == Self::VULKAN
+    }
+}
+
+/// How a workgroup's product is divided among subgroups, and a subgroup's among its matrices of sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Fragments {
+    /// Subgroups along the rows and along the columns.
+    pub subgroups: (u32, u32),
+    /// Matrices of a subgroup along the rows and along the columns.
+    pub own: (u32, u32),
+}
+
+impl Fragments {
+    /// What Metal's shader has.
+    pub const METAL: Self = Self { subgroups: (2, 4), own: (4, 2) };
+    /// Those of `conv_cooperative`, in the order in which they are preferred where they are equally fast.
+    pub const ALL: [Self; 7] = [
+        Self { subgroups: (2, 4), own: (4, 3) },
+        Self { subgroups: (2, 4), own: (4, 2) },
+        Self { subgroups: (2, 2), own: (4, 4) },
+        Self { subgroups: (2, 2), own: (4, 3) },
+        Self { subgroups: (2, 2), own: (4, 2) },
+        Self { subgroups: (4, 1), own: (2, 2) },
+        Self { subgroups: (2, 2), own: (2, 2) },
+    ];
 
     /// Rows and columns of a workgroup's tile.
-    pub fn tile(self) -> u32 {
-        8 * self.size
+    pub fn tile(self, unit: Cooperative) -> (u32, u32) {
+        (unit.size * self.subgroups.0 * self.own.0, unit.size * self.subgroups.1 * self.own.1)
+    }
+
+    /// Threads of a workgroup.
+    pub fn threads(self, unit: Cooperative) -> u32 {
+        unit.subgroup * self.subgroups.0 * self.subgroups.1
     }
 }
 
@@ -127,6 +163,8 @@ shaders! {
     BlendRows "blend_rows",
     Conv "conv",
     ConvCooperative "conv_cooperative",
+    ConvPacked "conv_packed",
+    ConvSimdgroup "conv_simdgroup",
     ConvSum "conv_sum",
     FeatureNorm "feature_norm",
     FeatureNormSum "feature_norm_sum",
@@ -157,7 +195,7 @@ impl Shader {
             | Self::WinogradInput
             | Self::WinogradOutput
             | Self::WinogradProduct => &[ValueType::F32],
-            Self::ConvCooperative => &[ValueType::F16],
+            Self::ConvCooperative | Self::ConvSimdgroup => &[ValueType::F16],
             _ => &ValueType::ALL,
         }
     }
@@ -165,7 +203,9 @@ impl Shader {
 
 const SHARED: &[(&str, &str)] = &[
     ("activation", include_str!("../../../shaders/shared/activation.wgsl")),
+    ("conv_params", include_str!("../../../shaders/shared/conv_params.wgsl")),
     ("bilinear", include_str!("../../../shaders/shared/bilinear.wgsl")),
+    ("epilogue4", include_str!("../../../shaders/shared/epilogue4.wgsl")),
     ("epilogue", include_str!("../../../shaders/shared/epilogue.wgsl")),
     ("philox", include_str!("../../../shaders/shared/philox.wgsl")),
     ("rows", include_str!("../../../shaders/shared/rows.wgsl")),
@@ -186,12 +226,15 @@ pub struct Permutation {
     pub tile: Tile,
     /// The matrix units that it uses.
     pub cooperative: Option<Cooperative>,
+    /// How it uses them; the smallest where it uses none.
+    pub fragments: Fragments,
 }
 
 impl Permutation {
     /// A shader without a tile that writes what it reads.
     pub fn plain(shader: Shader, value: ValueType) -> Self {
-        Self { shader, value, result: value, tile: Tile::SMALL, cooperative: None }
+        let fragments = Fragments::METAL;
+        Self { shader, value, result: value, tile: Tile::SMALL, cooperative: None, fragments }
     }
 
     /// Every permutation that an engine may compile.
@@ -200,23 +243,31 @@ impl Permutation {
         for &shader in Shader::ALL {
             for &value in shader.values() {
                 let results: &[ValueType] = match shader {
-                    Shader::Conv | Shader::ConvCooperative | Shader::ConvSum if value == ValueType::F16 => {
+                    Shader::Conv
+                    | Shader::ConvCooperative
+                    | Shader::ConvPacked
+                    | Shader::ConvSimdgroup
+                    | Shader::ConvSum
+                        if value == ValueType::F16 =>
+                    {
                         &ValueType::ALL
                     }
                     _ => &[value],
                 };
                 let tiles: &[Tile] = match shader {
-                    Shader::Conv | Shader::WinogradProduct => &Tile::ALL,
+                    Shader::Conv | Shader::ConvPacked | Shader::WinogradProduct => &Tile::ALL,
                     _ => &[Tile::SMALL],
                 };
-                let units: &[Option<Cooperative>] = match shader {
-                    Shader::ConvCooperative => &[Some(Cooperative::VULKAN), Some(Cooperative::METAL)],
-                    _ => &[None],
+                let units: (Option<Cooperative>, &[Fragments]) = match shader {
+                    Shader::ConvCooperative => (Some(Cooperative::VULKAN), &Fragments::ALL),
+                    Shader::ConvSimdgroup => (Some(Cooperative::METAL), &[Fragments::METAL]),
+                    _ => (None, &[Fragments::METAL]),
                 };
                 for &result in results {
                     for &tile in tiles {
-                        let of_unit = |&cooperative| Self { shader, value, result, tile, cooperative };
-                        all.extend(units.iter().map(of_unit));
+                        let (cooperative, all_fragments) = units;
+                        let with = |&fragments| Self { shader, value, result, tile, cooperative, fragments };
+                        all.extend(all_fragments.iter().map(with));
                     }
                 }
             }
@@ -226,10 +277,41 @@ impl Permutation {
 
     /// Its name in error messages and debuggers.
     pub fn label(&self) -> String {
-        let Self { shader, value, result, tile, cooperative } = self;
+        let Self { shader, value, result, tile, cooperative, fragments } = self;
         let (rows, columns) =
-            cooperative.map_or((8 * tile.rows, 8 * tile.columns), |unit| (unit.tile(), unit.tile()));
-        format!("{} {} {} {rows}x{columns}", shader.name(), value.name(), result.name())
+            cooperative.map_or((8 * tile.rows, 8 * tile.columns), |unit| fragments.tile(unit));
+        let threads = cooperative.map_or(tile.rows * tile.columns, |unit| fragments.threads(unit));
+        format!("{} {} {} {rows}x{columns} by {threads}", shader.name(), value.name(), result.name())
+    }
+
+    /// The numbers that the shader is told.
+    fn constants(&self) -> Vec<(&'static str, u32)> {
+        let Some(unit) = self.cooperative else {
+            let Tile { rows, columns, terms } = self.tile;
+            return vec![
+                ("ROWS", rows),
+                ("COLUMNS", columns),
+                ("TERMS", terms),
+                ("LEFT_LOADS", 2 * terms / columns),
+                ("RIGHT_LOADS", 2 * terms / rows),
+            ];
+        };
+        let Fragments { subgroups, own } = self.fragments;
+        let ((rows, columns), threads) = (self.fragments.tile(unit), self.fragments.threads(unit));
+        let Cooperative { size, pack, subgroup, terms, .. } = unit;
+        vec![
+            ("PACK", pack),
+            ("SIZE", size),
+            ("SUBGROUP", subgroup),
+            ("TERMS", terms),
+            ("TERM_FRAGMENTS", terms / size),
+            ("SUBGROUP_ROWS", subgroups.0),
+            ("SUBGROUP_COLUMNS", subgroups.1),
+            ("FRAGMENT_ROWS", own.0),
+            ("FRAGMENT_COLUMNS", own.1),
+            ("LEFT_LOADS", rows * terms / pack / threads),
+            ("RIGHT_LOADS", columns * terms / pack / threads),
+        ]
     }
 
     /// The whole WGSL module.
@@ -242,36 +324,23 @@ impl Permutation {
             source += "enable wgpu_cooperative_matrix;\n";
         }
         source += &format!("alias Value = {};\nalias Result = {};\n", self.value.name(), self.result.name());
-        if let Some(Cooperative { size, pack, subgroup, terms }) = self.cooperative {
-            for (name, format, role) in [("Left", "f16", 'A'), ("Right", "f16", 'B'), ("Sums", "f32", 'C')] {
+        if let Some(unit) = self.cooperative {
+            let factor = if unit.moves_bits() { "f32" } else { "f16" };
+            let size = unit.size;
+            for (name, format, role) in [("Left", factor, 'A'), ("Right", factor, 'B'), ("Sums", "f32", 'C')]
+            {
                 source += &format!("alias {name} = coop_mat{size}x{size}<{format}, {role}>;\n");
             }
-            let packed = if pack == 1 { "f16".into() } else { format!("vec{pack}<f16>") };
-            source += &format!(
-                "alias Packed = {packed};\nconst PACK: u32 = {pack}u;\nconst SIZE: u32 = {size}u;\n\
-                 const SUBGROUP: u32 = {subgroup}u;\nconst TERMS: u32 = {terms}u;\n"
-            );
-        } else {
-            let Tile { rows, columns, terms } = self.tile;
-            source += &format!(
-                "const ROWS: u32 = {rows}u;\nconst COLUMNS: u32 = {columns}u;\nconst TERMS: u32 = {terms}u;\n"
-            );
         }
-        for line in self.shader.text().lines() {
-            match line.strip_prefix("#import ") {
-                // A name that is not there is left for the compiler to complain about; the tests compile everything.
-                Some(name) => {
-                    let own = match self.shader {
-                        Shader::Foreign(file) => file.shared,
-                        _ => &[],
-                    };
-                    let found = SHARED.iter().chain(own).find(|(known, _)| *known == name.trim());
-                    source += found.map_or(line, |(_, text)| text);
-                }
-                None => source += line,
-            }
-            source.push('\n');
+        let constants = self.constants();
+        for (name, value) in &constants {
+            source += &format!("const {name}: u32 = {value}u;\n");
         }
+        let foreign = match self.shader {
+            Shader::Foreign(file) => file.shared,
+            _ => &[],
+        };
+        super::template::expand(self.shader.text(), &constants, &[SHARED, foreign].concat(), &mut source);
         source
     }
 }

@@ -7,6 +7,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::context::{Context, Memory};
+use super::conv::TERM_PACK;
 use super::shader::ValueType;
 use crate::engine::winograd::{points as transformed_points, transform_filter};
 use crate::model::WeightSource;
@@ -21,7 +22,7 @@ pub enum Layout {
     /// As in the checkpoint, in the device's value type.
     Plain,
     /// A kernel `[out, in, taps...]` as `[taps][in][out]`, in the device's value type, with rows of zeros up to a multiple of
-    /// four.
+    /// eight.
     Taps,
     /// A 3x3 kernel in Winograd's domain, `[36][in][out]`, f32.
     Winograd,
@@ -68,7 +69,7 @@ impl DeviceWeights {
 fn taps_first(values: &[f32], shape: &[usize]) -> Vec<f32> {
     let (outputs, inputs) = (shape[0], shape[1]);
     let taps: usize = shape[2..].iter().product();
-    let mut packed = vec![0.0; (taps * inputs).next_multiple_of(4) * outputs];
+    let mut packed = vec![0.0; (taps * inputs).next_multiple_of(TERM_PACK) * outputs];
     for (out, filter) in values.chunks_exact(inputs * taps).enumerate() {
         for (i, values) in filter.chunks_exact(taps).enumerate() {
             for (tap, &value) in values.iter().enumerate() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mdm::engine::gpu::call::{Binding, Call, Parameters, word, words};
 use mdm::engine::gpu::context::{Context, Memory};
+use mdm::engine::gpu::conv::TERM_PACK;
 use mdm::engine::gpu::shader::{Permutation, ValueType};
 use mdm::engine::gpu::weights::Layout;
 use mdm::engine::winograd::transform_filter;
@@ -43,7 +44,7 @@ impl<'a> Packed<'a> {
                 if taps == 9 && conv.stride == 1 && !half {
                     4 * POINTS * shape[0] * shape[1]
                 } else {
-                    context.value.size() * (taps * shape[1]).next_multiple_of(4) * shape[0]
+                    context.value.size() * (taps * shape[1]).next_multiple_of(TERM_PACK) * shape[0]
                 }
             }
             Instruction::Network(Op::Linear { weight, .. }) if half => {
@@ -89,7 +90,7 @@ impl Parameters for Packed<'_> {
                 return Err(Error::tensor(&param.name, "is transposed and can only be packed"));
             }
             Layout::Taps => {
-                let size = context.value.size() * inputs.next_multiple_of(4) * outputs;
+                let size = context.value.size() * inputs.next_multiple_of(TERM_PACK) * outputs;
                 let channels = param.shape[1];
                 let params = words([channels, outputs, inputs / channels, usize::from(turned)])?;
                 (in_value, params, [channels, outputs], size)
