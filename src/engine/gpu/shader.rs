@@ -139,6 +139,7 @@ shaders! {
     MomentsSum "moments_sum",
     NormCoefficients "norm_coefficients",
     Normalise "normalise",
+    NormaliseScalars "normalise_scalars",
     PatchNoise "patch_noise",
     Unfold "unfold",
     WinogradInput "winograd_input",
