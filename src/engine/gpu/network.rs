@@ -67,8 +67,6 @@ impl GpuNetwork {
         let (ranges, arena_len) =
             memory::arrange(&lengths, ALIGNMENT, &memory::accesses(&plan.ops), &given, &plan.outputs)?;
 
-        let mut calls = Vec::with_capacity(plan.ops.len());
-        let mut scratch_len = 0;
         let mut builder = Builder {
             plan: &plan,
             context: &context,
@@ -78,11 +76,7 @@ impl GpuNetwork {
             calls: Vec::new(),
             scratch: 0,
         };
-        for op in &plan.ops {
-            let (own, scratch) = builder.operation(op)?;
-            calls.push(own);
-            scratch_len = scratch_len.max(scratch);
-        }
+        let (calls, scratch_len) = builder.operations()?;
         let sizes = Sizes { arena: arena_len, vectors: vectors_len, scratch: scratch_len, keys: batch };
         let prepared = Prepared::new(&context, calls, &ranges, sizes)?;
 

@@ -136,6 +136,7 @@ shaders! {
     Linear "linear",
     Mask "mask",
     Moments "moments",
+    MomentsScalars "moments_scalars",
     MomentsSum "moments_sum",
     NormCoefficients "norm_coefficients",
     Normalise "normalise",
@@ -166,6 +167,7 @@ impl Shader {
 
 const SHARED: &[(&str, &str)] = &[
     ("activation", include_str!("../../../shaders/shared/activation.wgsl")),
+    ("block_moments", include_str!("../../../shaders/shared/block_moments.wgsl")),
     ("bilinear", include_str!("../../../shaders/shared/bilinear.wgsl")),
     ("epilogue", include_str!("../../../shaders/shared/epilogue.wgsl")),
     ("philox", include_str!("../../../shaders/shared/philox.wgsl")),
