@@ -78,11 +78,16 @@ impl Problem {
 
     /// Runs `op` everywhere and compares it with `expected`, channels last.
     fn check(self, op: Op, expected: &[f64], tolerance: f64) {
+        self.check_last(vec![op], expected, tolerance);
+    }
+
+    /// Runs `ops` everywhere and compares the last one's result with `expected`, channels last.
+    fn check_last(self, ops: Vec<Op>, expected: &[f64], tolerance: f64) {
         let expected: Vec<f32> = expected.iter().map(|&v| v as f32).collect();
-        let outputs = vec![op.output()];
+        let outputs = vec![ops.last().unwrap().output()];
         let (ids, values): (Vec<_>, Vec<_>) = self.given.into_iter().unzip();
-        let plan = Plan::assemble(self.config, self.batch, self.tensors, self.params, vec![op], ids, outputs)
-            .unwrap();
+        let plan =
+            Plan::assemble(self.config, self.batch, self.tensors, self.params, ops, ids, outputs).unwrap();
         let images: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
         let inputs = Inputs { images: &images, timesteps: &[], classes: &[], noise: &self.noise };
         let run = |device: &Device| {
@@ -291,6 +296,60 @@ fn check_conv(shape: &ConvShape) {
     problem.check(op, &expected, 3e-6);
 }
 
+/// Mean and biased variance of each channel of a sample.
+fn moments_of(x: &Map, sample: usize, pixels: usize) -> Vec<(f64, f64)> {
+    let of_channel = |c: usize| {
+        let values = || (0..pixels).map(|p| x.values[(sample * pixels + p) * x.channels + c]);
+        let mean = values().sum::<f64>() / pixels as f64;
+        (mean, values().map(|v| (v - mean).powi(2)).sum::<f64>() / pixels as f64)
+    };
+    (0..x.channels).map(of_channel).collect()
+}
+
+fn check_moments(batch: usize, height: usize, width: usize, channels: usize) {
+    let mut problem = Problem::new(batch);
+    let input = problem.input(height, width, channels);
+    let x = problem.values(input);
+    let mut expected = Vec::new();
+    for sample in 0..batch {
+        let (means, variances): (Vec<f64>, Vec<f64>) =
+            moments_of(&x, sample, height * width).into_iter().unzip();
+        expected.extend(means);
+        expected.extend(variances);
+    }
+    let output = problem.tensor(1, 1, 2 * channels);
+    problem.check(Op::Moments { input, output }, &expected, 2e-6);
+}
+
+#[test]
+fn moments_of_large_maps() {
+    check_moments(1, 200, 191, 64);
+    check_moments(2, 190, 200, 36);
+}
+
+/// So large that engines divide the work differently.
+#[test]
+fn normalised_large_maps() {
+    for (batch, height, width, resample) in
+        [(2, 129, 131, Resample::None), (1, 512, 258, Resample::AverageDown)]
+    {
+        check_conv(&ConvShape {
+            batch,
+            height,
+            width,
+            parts: vec![32, 32],
+            outputs: 1,
+            kernel: 1,
+            stride: 1,
+            norm: Some(true),
+            resample,
+            bias: false,
+            sample_bias: false,
+            residual: None,
+        });
+    }
+}
+
 prop_compose! {
     fn conv_shapes(large: bool)(
         batch in 1usize..3,
@@ -402,23 +461,65 @@ proptest! {
 
     #[test]
     fn moments(batch in 1usize..3, height in 1usize..40, width in 1usize..40, channels in 1usize..150) {
+        check_moments(batch, height, width, channels);
+    }
+
+    #[test]
+    fn moments_in_fours(batch in 1usize..3, height in 1usize..40, width in 1usize..40, packs in 1usize..40) {
+        check_moments(batch, height, width, 4 * packs);
+    }
+
+    /// Moments that are computed for the norm alone: of one tensor, of the first of two, of both.
+    #[test]
+    fn norms(
+        batch in 1usize..3, height in 1usize..20, width in 1usize..20, parts in prop::collection::vec(1usize..4, 1..3),
+        given in any::<bool>(),
+    ) {
         let mut problem = Problem::new(batch);
-        let input = problem.input(height, width, channels);
-        let x = problem.values(input);
         let pixels = height * width;
+        let channels: usize = parts.iter().map(|n| 32 * n).sum();
+        let inputs: Vec<TensorId> = parts.iter().map(|n| problem.input(height, width, 32 * n)).collect();
+        let (weight, weights) = problem.param(&[channels]);
+        let (bias, biases) = problem.param(&[channels]);
+        let (mut ops, mut moments, mut columns) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, &input) in inputs.iter().enumerate() {
+            let x = problem.values(input);
+            let own: Vec<(f64, f64)> = (0..batch).flat_map(|sample| moments_of(&x, sample, pixels)).collect();
+            if index == 1 && given {
+                let id = problem.input(1, 1, 2 * x.channels);
+                let rows = own.chunks(x.channels);
+                let values = rows.flat_map(|row| row.iter().map(|own| own.0).chain(row.iter().map(|own| own.1)));
+                problem.given.last_mut().unwrap().1 = values.map(|v| v as f32).collect();
+                moments.push(id);
+            } else {
+                let output = problem.tensor(1, 1, 2 * x.channels);
+                ops.push(Op::Moments { input, output });
+                moments.push(output);
+            }
+            columns.push(own);
+        }
         let mut expected = Vec::new();
         for sample in 0..batch {
-            let mut variances = Vec::new();
+            let all: Vec<(f64, f64)> = columns.iter().zip(&parts)
+                .flat_map(|(own, n)| own[sample * 32 * n..][..32 * n].to_vec()).collect();
+            let members = channels / 32;
+            let (mut scales, mut shifts) = (Vec::new(), Vec::new());
             for c in 0..channels {
-                let values = || (0..pixels).map(|p| x.values[(sample * pixels + p) * channels + c]);
-                let mean = values().sum::<f64>() / pixels as f64;
-                expected.push(mean);
-                variances.push(values().map(|v| (v - mean).powi(2)).sum::<f64>() / pixels as f64);
+                let group = &all[c / members * members..][..members];
+                let mean = group.iter().map(|own| own.0).sum::<f64>() / members as f64;
+                let variance = group.iter().map(|own| own.1 + (own.0 - mean).powi(2)).sum::<f64>() / members as f64;
+                let scale = weights[c] / (variance + 1e-5).sqrt();
+                scales.push(scale);
+                shifts.push(biases[c] - mean * scale);
             }
-            expected.extend(variances);
+            expected.extend(scales);
+            expected.extend(shifts);
         }
         let output = problem.tensor(1, 1, 2 * channels);
-        problem.check(Op::Moments { input, output }, &expected, 2e-6);
+        // Tiny images have tiny variances, which magnify errors.
+        let tolerance = if pixels < 4 { 1e-3 } else { 1e-5 };
+        ops.push(Op::NormCoefficients { moments, weight, bias, scale_shift: None, output });
+        problem.check_last(ops, &expected, tolerance);
     }
 
     #[test]

@@ -291,14 +291,6 @@ fn hlsl_options(model: hlsl::ShaderModel, source: &str, checked: bool) -> hlsl::
 
 /// Validates a module; gives a reason where that was not possible.
 fn spirv_val(words: &[u32], environment: &str, needs: &Needs) -> Result<Option<&'static str>, String> {
-        use std::sync::atomic::*;
-        static N: AtomicU32 = AtomicU32::new(0);
-        std::fs::write(
-            PathBuf::from(d).join(format!("{}.spv", N.fetch_add(1, Ordering::Relaxed))),
-            words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>(),
-        )
-        .unwrap();
-    }
     let child = Command::new("spirv-val")
         .args(["--target-env", environment, "-"])
         .stdin(Stdio::piped())

@@ -118,6 +118,33 @@ pub struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// The calls of each of the plan's operations, to be run in their order, and the bytes of scratch memory they need.
+    pub(super) fn operations(&mut self) -> Result<(Vec<Vec<Call>>, usize)> {
+        let mut all = Vec::with_capacity(self.plan.ops.len());
+        let mut scratch = 0;
+        // Moments in scratch memory, where the operation before left them there.
+        let mut fresh = None;
+        for (index, op) in self.plan.ops.iter().enumerate() {
+            let calls = match (op, fresh.take(), self.plan.ops.get(index + 1)) {
+                (Op::Moments { input, output }, _, Some(Op::NormCoefficients { moments, .. }))
+                    if moments.iter().filter(|&moments| moments == output).count() == 1 =>
+                {
+                    self.scratch = 0;
+                    fresh = Some((*output, super::norm::Blocks::of(self, *input)?));
+                    std::mem::take(&mut self.calls)
+                }
+                (Op::NormCoefficients { .. }, Some(blocks), _) => {
+                    super::norm::coefficients(self, op, Some(blocks))?;
+                    std::mem::take(&mut self.calls)
+                }
+                _ => self.operation(op)?.0,
+            };
+            scratch = scratch.max(self.scratch);
+            all.push(calls);
+        }
+        Ok((all, scratch))
+    }
+
     /// The calls of one operation, and the bytes of scratch memory they need.
     pub fn operation(&mut self, op: &Op) -> Result<(Vec<Call>, usize)> {
         self.scratch = 0;
@@ -128,7 +155,7 @@ impl Builder<'_> {
             Op::Sinusoid { .. } => {}
             Op::Linear { .. } => super::vector::linear(self, op)?,
             Op::Moments { input, output } => super::norm::moments(self, *input, *output)?,
-            Op::NormCoefficients { .. } => super::norm::coefficients(self, op)?,
+            Op::NormCoefficients { .. } => super::norm::coefficients(self, op, None)?,
             Op::Conv(conv) => super::conv::conv(self, conv)?,
             Op::Attention { .. } => super::attention::attention(self, op)?,
             Op::FeatureNorm { .. } => super::head::feature_norm(self, op)?,

@@ -262,20 +262,6 @@ pub fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
     let coefficients =
         source.norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;
     let silu = u32::from(source.norm.is_some_and(|norm| norm.silu));
-    let mut start = 0;
-    for &part in &source.parts {
-        let own = plan.tensors[part].channels;
-        let mut params = words([rows, height, width, own, channels, start])?;
-        params.extend([coefficients, silu, u32::from(averaged)]);
-        let call = Call {
-            permutation: builder.plain(Shader::Normalise),
-            params,
-            bindings: vec![(1, stored(builder, part)?), (2, Binding::Vectors), (3, copy.clone())],
-            workgroups: word((rows * own).div_ceil(256))?,
-            work: 8.0 * (rows * own) as f64,
-        };
-        builder.calls.push(call);
-        start += own;
-    }
+    super::normalise::normalise(builder, source, (height, width), (coefficients, silu), &copy)?;
     Ok(Input { parts: vec![(copy, channels)], height, width, upsampled, kernel: 1 })
 }

@@ -17,6 +17,7 @@ mod head;
 mod memory;
 mod network;
 mod norm;
+mod normalise;
 mod pipeline;
 #[doc(hidden)]
 pub mod prepare;

@@ -1,5 +1,6 @@
 //! Prepares and runs a plan on a device.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::call::{ALIGNMENT, Builder, Place, Uploaded};
@@ -26,6 +27,23 @@ struct Output {
     format: ValueType,
 }
 
+/// What the time embedding is computed from.
+#[derive(Default)]
+struct Embedded {
+    timesteps: Vec<f32>,
+    classes: Vec<u32>,
+}
+
+impl Embedded {
+    fn is_of(&self, inputs: &Inputs<'_>) -> bool {
+        self.timesteps.iter().eq(inputs.timesteps.iter().copied().flatten()) && self.classes == inputs.classes
+    }
+
+    fn of(inputs: &Inputs<'_>) -> Self {
+        Self { timesteps: inputs.timesteps.concat(), classes: inputs.classes.to_vec() }
+    }
+}
+
 pub(crate) struct GpuNetwork {
     context: Arc<Context>,
     plan: Plan,
@@ -36,6 +54,10 @@ pub(crate) struct GpuNetwork {
     classes: usize,
     staging: Memory,
     outputs: Vec<Output>,
+    /// Whether each operation depends on timesteps and classes alone.
+    embeds: Vec<bool>,
+    /// Those whose embedding lies among the vectors.
+    embedded: Option<Embedded>,
     /// What the device may still be working on.
     pending: Option<Submitted>,
     timing: Option<Timing>,
@@ -67,8 +89,6 @@ impl GpuNetwork {
         let (ranges, arena_len) =
             memory::arrange(&lengths, ALIGNMENT, &memory::accesses(&plan.ops), &given, &plan.outputs)?;
 
-        let mut calls = Vec::with_capacity(plan.ops.len());
-        let mut scratch_len = 0;
         let mut builder = Builder {
             plan: &plan,
             context: &context,
@@ -78,11 +98,7 @@ impl GpuNetwork {
             calls: Vec::new(),
             scratch: 0,
         };
-        for op in &plan.ops {
-            let (own, scratch) = builder.operation(op)?;
-            calls.push(own);
-            scratch_len = scratch_len.max(scratch);
-        }
+        let (calls, scratch_len) = builder.operations()?;
         let sizes = Sizes { arena: arena_len, vectors: vectors_len, scratch: scratch_len, keys: batch };
         let prepared = Prepared::new(&context, calls, &ranges, sizes)?;
 
@@ -101,6 +117,8 @@ impl GpuNetwork {
         let staging = context.buffer("results", start, Usage::COPY_DST | Usage::MAP_READ)?;
         Ok(Self {
             seconds: vec![0.0; plan.ops.len()],
+            embeds: embeds(&plan),
+            embedded: None,
             context,
             plan,
             prepared,
@@ -114,14 +132,15 @@ impl GpuNetwork {
         })
     }
 
-    /// Uploads what the caller gave.
-    fn give(&self, inputs: &Inputs<'_>) {
+    /// Uploads what the caller gave; the embedding's part of it unless that is `known`.
+    fn give(&self, inputs: &Inputs<'_>, known: bool) {
         let context = &self.context;
         let to_vectors = |at: usize, values: &[f32]| {
             write(context, &self.prepared.vectors.buffer, 4 * at as u64, values, ValueType::F32);
         };
+        let timesteps = if known { &[] } else { inputs.timesteps };
         let given = inputs.images.iter().zip(&self.plan.images);
-        for (values, &id) in given.chain(inputs.timesteps.iter().zip(&self.plan.timesteps)) {
+        for (values, &id) in given.chain(timesteps.iter().zip(&self.plan.timesteps)) {
             let start = self.ranges[id].start as u64;
             match self.places[id] {
                 Place::Map => write(context, &self.prepared.arena.buffer, start, values, context.value),
@@ -143,14 +162,23 @@ impl GpuNetwork {
             context.queue.write_buffer(&self.prepared.keys.buffer, 0, bytemuck::cast_slice(&keys));
         }
         let classes: Vec<f32> = inputs.classes.iter().map(|&class| class as f32).collect();
-        if !classes.is_empty() {
+        if !classes.is_empty() && !known {
             to_vectors(self.classes, &classes);
         }
     }
 
-    /// Adds all operations.
-    fn encode<'a>(&'a self, encoder: &mut Encoder<'a>) -> Result<()> {
+    /// Whether the embedding of the inputs is there from an earlier run. Vectors keep what was written to them. Where
+    /// operations are timed, all of them are run.
+    fn knows(&self, inputs: &Inputs<'_>) -> bool {
+        self.timing.is_none() && self.embedded.as_ref().is_some_and(|embedded| embedded.is_of(inputs))
+    }
+
+    /// Adds all operations, those of the embedding unless it is `known`.
+    fn encode<'a>(&'a self, encoder: &mut Encoder<'a>, known: bool) -> Result<()> {
         for (index, dispatches) in self.prepared.steps.iter().enumerate() {
+            if known && self.embeds[index] {
+                continue;
+            }
             let timing = self.timing.as_ref().map(|timing| timing.of_operation(index));
             encoder.operation(dispatches.iter(), timing.as_ref())?;
         }
@@ -158,9 +186,9 @@ impl GpuNetwork {
     }
 
     /// Computes everything and copies the results to the staging buffer.
-    fn compute(&self, control: &Control<'_>, pending: Option<Submitted>) -> Result<()> {
+    fn compute(&self, control: &Control<'_>, pending: Option<Submitted>, known: bool) -> Result<()> {
         let mut encoder = Encoder::new(&self.context, control, pending);
-        self.encode(&mut encoder)?;
+        self.encode(&mut encoder, known)?;
         encoder.submit(|commands| {
             for output in &self.outputs {
                 let (from, start) = match self.places[output.tensor] {
@@ -208,10 +236,13 @@ impl Network for GpuNetwork {
         inputs.check(&self.plan)?;
         control.check()?;
         let context = self.context.clone();
+        let known = self.knows(inputs);
+        // A run that fails may have overwritten some of it.
+        let embedded = self.embedded.take();
         let results = context.checked(|| {
-            self.give(inputs);
+            self.give(inputs, known);
             let pending = self.pending.take();
-            self.compute(control, pending)?;
+            self.compute(control, pending, known)?;
             if let Some(timing) = &self.timing {
                 self.seconds = timing.read(&context, self.prepared.steps.len())?;
             }
@@ -225,6 +256,7 @@ impl Network for GpuNetwork {
             self.staging.buffer.unmap();
             Ok(results)
         })?;
+        self.embedded = embedded.filter(|_| known).or_else(|| Some(Embedded::of(inputs)));
         // Whatever the caller does with the results is none of the device's business.
         for (index, values) in results.iter().enumerate() {
             read(index, values)?;
@@ -246,17 +278,20 @@ impl Network for GpuNetwork {
         };
         inputs.check(&self.plan)?;
         control.check()?;
+        let known = self.knows(inputs);
+        let embedded = self.embedded.take();
         let pending = context.checked(|| {
-            self.give(inputs);
+            self.give(inputs, known);
             let pending = self.pending.take();
             let blend = canvas.blend((&self.prepared.arena, output), places)?;
             let mut encoder = Encoder::new(&context, control, pending);
-            self.encode(&mut encoder)?;
+            self.encode(&mut encoder, known)?;
             encoder.operation(blend.iter(), None)?;
             encoder.submit(|_| ())?;
             Ok(encoder.leave())
         })?;
         self.pending = pending;
+        self.embedded = embedded.filter(|_| known).or_else(|| Some(Embedded::of(inputs)));
         Ok(())
     }
 
@@ -275,6 +310,25 @@ impl Network for GpuNetwork {
     fn device_bytes(&self) -> u64 {
         self.context.used.load(std::sync::atomic::Ordering::Relaxed)
     }
+}
+
+/// Whether each operation of a plan depends on timesteps and classes alone.
+fn embeds(plan: &Plan) -> Vec<bool> {
+    let mut known: HashSet<TensorId> = plan.timesteps.iter().copied().collect();
+    let of_timesteps = |op: &Op| {
+        let alone = match op {
+            Op::Sinusoid { timesteps: input, output } | Op::Linear { input, output, .. } => {
+                let written = plan.ops.iter().filter(|op| op.output() == *output).count();
+                written == 1 && known.contains(input)
+            }
+            _ => false,
+        };
+        if alone {
+            known.insert(op.output());
+        }
+        alone
+    };
+    plan.ops.iter().map(of_timesteps).collect()
 }
 
 /// A noise key as shaders read it.

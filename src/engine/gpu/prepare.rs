@@ -158,13 +158,14 @@ pub fn places<'a>(count: usize, ops: impl IntoIterator<Item = &'a Op> + Clone) -
     places
 }
 
-/// Lines the vectors up, all samples of one after another, and returns how long they are together.
+/// Lines the vectors up, all samples of one after another, and returns how long they are together. None shares memory with
+/// another; each starts where shaders can read four values at a time.
 pub fn place_vectors(plan: &Plan, mut places: Vec<Place>, batch: usize) -> Result<(Vec<Place>, usize)> {
     let mut end = 0;
     for (place, tensor) in places.iter_mut().zip(&plan.tensors) {
         if let Place::Vector(at) = place {
             *at = end;
-            end += tensor.sample_len() * batch;
+            end += (tensor.sample_len() * batch).next_multiple_of(4);
             word(end)?;
         }
     }

@@ -50,8 +50,12 @@ fn plan_and_weights() -> (Plan, MapWeights) {
 }
 
 fn run(network: &mut dyn Network, control: &Control<'_>) -> crate::Result<Vec<f32>> {
+    run_at(network, 50.0, control)
+}
+
+fn run_at(network: &mut dyn Network, timestep: f32, control: &Control<'_>) -> crate::Result<Vec<f32>> {
     let image: Vec<f32> = (0..SIDE * SIDE * 3).map(|i| (i as f32 * 0.37).sin()).collect();
-    let inputs = Inputs { images: &[&image], timesteps: &[&[50.0]], classes: &[], noise: &[] };
+    let inputs = Inputs { images: &[&image], timesteps: &[&[timestep]], classes: &[], noise: &[] };
     let mut all = Vec::new();
     network.run(&inputs, control, &mut |_, values| {
         all.extend_from_slice(values);
@@ -136,6 +140,48 @@ fn runs_stop_between_submissions_and_can_be_repeated() {
         });
         assert!(matches!(run(&mut *network, &control), Err(Error::Cancelled)));
         assert_eq!(run(&mut *network, &Control::none()).unwrap(), whole);
+    }
+}
+
+#[test]
+fn embeddings_follow_the_timesteps() {
+    let (plan, weights) = plan_and_weights();
+    for engine in engines(&DeviceOptions::default()) {
+        let prepare = || engine.prepare(plan.clone(), &weights, &WeightCache::default()).unwrap();
+        let fresh = |timestep| run_at(&mut *prepare(), timestep, &Control::none()).unwrap();
+        let expected = [fresh(50.0), fresh(900.0)];
+        assert_ne!(expected[0], expected[1]);
+        let mut network = prepare();
+        for (index, timestep) in [(0, 50.0), (0, 50.0), (1, 900.0), (0, 50.0)] {
+            assert_eq!(run_at(&mut *network, timestep, &Control::none()).unwrap(), expected[index]);
+        }
+    }
+}
+
+#[test]
+fn classes_are_part_of_the_embedding() {
+    let (mut plan, mut weights) = plan_and_weights();
+    let config = UnetConfig { num_classes: Some(3), ..plan.config };
+    plan = Plan::new(&config, plan.options).unwrap();
+    let table = plan.params.iter().find(|param| param.name == "label_emb.weight").unwrap();
+    let values = (0..table.shape.iter().product()).map(|i: usize| (i as f32 * 0.7).sin()).collect();
+    weights.insert(&table.name, &table.shape, values);
+    let image: Vec<f32> = (0..SIDE * SIDE * 3).map(|i| (i as f32 * 0.37).sin()).collect();
+    for engine in engines(&DeviceOptions::default()) {
+        let mut network = engine.prepare(plan.clone(), &weights, &WeightCache::default()).unwrap();
+        let mut of_class = |class| {
+            let inputs = Inputs { images: &[&image], timesteps: &[&[50.0]], classes: &[class], noise: &[] };
+            let mut all = Vec::new();
+            let mut read = |_: usize, values: &[f32]| {
+                all.extend_from_slice(values);
+                Ok(())
+            };
+            network.run(&inputs, &Control::none(), &mut read).unwrap();
+            all
+        };
+        let first = of_class(0);
+        assert_ne!(of_class(2), first);
+        assert_eq!(of_class(0), first);
     }
 }
 
