@@ -68,6 +68,11 @@ impl Cooperative {
     /// Metal's SIMD-group matrices, which are loaded from scalars.
     pub const METAL: Self = Self { size: 8, pack: 1, subgroup: 32, terms: 32 };
 
+    /// Attention to heads of up to 64 channels. Its `terms` are channels.
+    pub const ATTENTION: Self = Self { terms: 64, ..Self::VULKAN };
+    /// The same up to 128.
+    pub const WIDE_ATTENTION: Self = Self { terms: 128, ..Self::VULKAN };
+
     /// Rows and columns of a workgroup's tile.
     pub fn tile(self) -> u32 {
         8 * self.size
@@ -123,6 +128,7 @@ macro_rules! shaders {
 shaders! {
     AddNoise "add_noise",
     Attention "attention",
+    AttentionCooperative "attention_cooperative",
     Blend "blend",
     BlendRows "blend_rows",
     Conv "conv",
@@ -157,7 +163,7 @@ impl Shader {
             | Self::WinogradInput
             | Self::WinogradOutput
             | Self::WinogradProduct => &[ValueType::F32],
-            Self::ConvCooperative => &[ValueType::F16],
+            Self::AttentionCooperative | Self::ConvCooperative => &[ValueType::F16],
             _ => &ValueType::ALL,
         }
     }
@@ -210,6 +216,9 @@ impl Permutation {
                     _ => &[Tile::SMALL],
                 };
                 let units: &[Option<Cooperative>] = match shader {
+                    Shader::AttentionCooperative => {
+                        &[Some(Cooperative::ATTENTION), Some(Cooperative::WIDE_ATTENTION)]
+                    }
                     Shader::ConvCooperative => &[Some(Cooperative::VULKAN), Some(Cooperative::METAL)],
                     _ => &[None],
                 };
