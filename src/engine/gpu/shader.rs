@@ -138,6 +138,7 @@ shaders! {
     FeatureNormSum "feature_norm_sum",
     HeadCombine "head_combine",
     HeadLogits "head_logits",
+    HeadPatches "head_patches",
     HidePatches "hide_patches",
     Linear "linear",
     Mask "mask",
