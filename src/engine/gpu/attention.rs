@@ -6,11 +6,10 @@ use crate::Result;
 use crate::plan::Op;
 
 /// Queries and output channels of a workgroup, as in the shader.
-const QUERIES: usize = 32;
+const QUERIES: usize = 64;
 const SLICE: usize = 64;
 
-/// Queries of a workgroup on matrix units, and values that it loads at a time.
-const COOPERATIVE_QUERIES: usize = 64;
+/// Values that are loaded at a time for matrix units.
 const COOPERATIVE_PACK: usize = 8;
 
 pub(super) fn attention(builder: &mut Builder<'_>, op: &Op) -> Result<()> {
@@ -22,15 +21,15 @@ pub(super) fn attention(builder: &mut Builder<'_>, op: &Op) -> Result<()> {
     let mut params = words([samples, pixels, *heads, width, head_stride, role_stride])?;
     params.push((1.0 / (width as f32).sqrt()).to_bits());
     let bindings = vec![(1, builder.map(*qkv)?.0), (2, builder.map(*output)?.0)];
+    let blocks = pixels.div_ceil(QUERIES);
     let (permutation, blocks, products) = match matrix_units(builder, width) {
         Some(cooperative) => {
             let permutation = builder.plain(Shader::AttentionCooperative);
-            let blocks = pixels.div_ceil(COOPERATIVE_QUERIES);
             (Permutation { cooperative: Some(cooperative), ..permutation }, blocks, 3)
         }
         None => {
             let slices = width.div_ceil(SLICE);
-            (builder.plain(Shader::Attention), slices * pixels.div_ceil(QUERIES), slices + 1)
+            (builder.plain(Shader::Attention), slices * blocks, slices + 1)
         }
     };
     builder.calls.push(Call {
