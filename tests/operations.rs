@@ -573,35 +573,15 @@ proptest! {
         batch in 1usize..3, height in 1usize..14, width in 1usize..14, heads in 1usize..4, per_head in 1usize..70,
         qkv_first in any::<bool>()
     ) {
-        let mut problem = Problem::new(batch);
-        let (channels, pixels) = (heads * per_head, height * width);
-        let qkv = problem.input(height, width, 3 * channels);
-        // Scores of some size, so that the softmax is not flat.
-        problem.given[0].1.iter_mut().for_each(|v| *v *= 3.0);
-        let x = problem.values(qkv);
-        let value = |sample: usize, pixel: usize, role: usize, head: usize, c: usize| {
-            let channel = if qkv_first { role * channels + head * per_head + c } else { (head * 3 + role) * per_head + c };
-            x.values[(sample * pixels + pixel) * 3 * channels + channel]
-        };
-        let mut expected = vec![0.0; batch * pixels * channels];
-        for sample in 0..batch {
-            for head in 0..heads {
-                for query in 0..pixels {
-                    let scores: Vec<f64> = (0..pixels).map(|key| {
-                        let products = (0..per_head).map(|c| value(sample, query, 0, head, c) * value(sample, key, 1, head, c));
-                        products.sum::<f64>() / (per_head as f64).sqrt()
-                    }).collect();
-                    let highest = scores.iter().copied().fold(f64::MIN, f64::max);
-                    let sum: f64 = scores.iter().map(|s| (s - highest).exp()).sum();
-                    for c in 0..per_head {
-                        let mixed = scores.iter().enumerate().map(|(key, s)| (s - highest).exp() / sum * value(sample, key, 2, head, c));
-                        expected[(sample * pixels + query) * channels + head * per_head + c] = mixed.sum();
-                    }
-                }
-            }
-        }
-        let output = problem.tensor(height, width, channels);
-        problem.check(Op::Attention { qkv, heads, qkv_first, output }, &expected, 5e-6);
+        check_attention(batch, (height, width), heads, per_head, qkv_first);
+    }
+
+    #[test]
+    fn attention_on_matrix_units(
+        batch in 1usize..3, height in 1usize..14, width in 1usize..21, heads in 1usize..4, per_head in 1usize..17,
+        qkv_first in any::<bool>()
+    ) {
+        check_attention(batch, (height, width), heads, 8 * per_head, qkv_first);
     }
 
     #[test]
@@ -648,58 +628,21 @@ proptest! {
         batch in 1usize..3, side in 1usize..8, heads in 1usize..4, hidden in (1usize..50, 1usize..40), classes in 1usize..7,
         normalise in any::<bool>(), uncertainty in any::<bool>()
     ) {
-        let mut problem = Problem::new(batch);
         let (height, width) = (2 * side + 1, 3 * side);
-        let sums = vec![problem.input(side, side + 1, heads * hidden.0), problem.input(height, width, heads * hidden.0)];
-        let norm = normalise.then(|| problem.input(1, 1, 1));
-        let (first_bias, b1) = problem.param(&[heads * hidden.0]);
-        let (second, w2) = problem.param(&[heads, hidden.1, hidden.0]);
-        let (second_bias, b2) = problem.param(&[heads * hidden.1]);
-        let (third, w3) = problem.param(&[heads, classes, hidden.1]);
-        let (third_bias, b3) = problem.param(&[heads * classes]);
-        let maps: Vec<Map> = sums.iter().map(|&id| problem.values(id)).collect();
-        let norms = norm.map(|id| {
-            problem.given.last_mut().unwrap().1.iter_mut().for_each(|v| *v = v.abs() + 0.5);
-            problem.values(id).values
-        });
-        let mut expected = Vec::new();
-        for sample in 0..batch {
-            for y in 0..height {
-                for x in 0..width {
-                    let mut mean = vec![0.0; classes];
-                    let mut entropies = 0.0;
-                    for head in 0..heads {
-                        let first: Vec<f64> = (0..hidden.0).map(|i| {
-                            let c = head * hidden.0 + i;
-                            let sum: f64 = maps.iter().map(|map| bilinear(map, sample, (y, x), (height, width), c)).sum();
-                            (sum / norms.as_ref().map_or(1.0, |norms| norms[sample]) + b1[c]).max(0.0)
-                        }).collect();
-                        let middle: Vec<f64> = (0..hidden.1).map(|i| {
-                            let row = &w2[(head * hidden.1 + i) * hidden.0..][..hidden.0];
-                            (row.iter().zip(&first).map(|(w, v)| w * v).sum::<f64>() + b2[head * hidden.1 + i]).max(0.0)
-                        }).collect();
-                        let logits: Vec<f64> = (0..classes).map(|i| {
-                            let row = &w3[(head * classes + i) * hidden.1..][..hidden.1];
-                            row.iter().zip(&middle).map(|(w, v)| w * v).sum::<f64>() + b3[head * classes + i]
-                        }).collect();
-                        let highest = logits.iter().copied().fold(f64::MIN, f64::max);
-                        let total: f64 = logits.iter().map(|l| (l - highest).exp()).sum();
-                        let p: Vec<f64> = logits.iter().map(|l| (l - highest).exp() / total).collect();
-                        entropies += entropy(&p) / heads as f64;
-                        mean.iter_mut().zip(&p).for_each(|(mean, p)| *mean += p / heads as f64);
-                    }
-                    let disagreement = entropy(&mean) - entropies;
-                    expected.extend(mean);
-                    if uncertainty {
-                        expected.push(disagreement);
-                    }
-                }
-            }
-        }
+        let sizes = [(side, side + 1), (height, width)];
         let shape = HeadShape { heads, hidden, classes, normalise, combine: Combine::Mean, uncertainty };
-        let output = problem.tensor(height, width, classes + usize::from(uncertainty));
-        let params = [first_bias, second, second_bias, third, third_bias];
-        problem.check(Op::Head { partial_sums: sums, feature_norm: norm, shape, params, output }, &expected, 5e-6);
+        check_head(batch, &sizes, (height, width), shape);
+    }
+
+    #[test]
+    fn heads_of_patches(
+        batch in 1usize..3, sizes in prop::collection::vec((1usize..20, 1usize..25), 1..6), height in 1usize..20,
+        width in 1usize..40, heads in 1usize..4, hidden in (1usize..20, 1usize..80), classes in 1usize..11,
+        normalise in any::<bool>(), uncertainty in any::<bool>()
+    ) {
+        let hidden = (4 * hidden.0, hidden.1);
+        let shape = HeadShape { heads, hidden, classes, normalise, combine: Combine::Mean, uncertainty };
+        check_head(batch, &sizes, (height, width), shape);
     }
 }
 
@@ -710,6 +653,120 @@ proptest! {
     fn convolution_of_large_images(shape in conv_shapes(true)) {
         check_conv(&shape);
     }
+}
+
+fn check_attention(
+    batch: usize,
+    (height, width): (usize, usize),
+    heads: usize,
+    per_head: usize,
+    qkv_first: bool,
+) {
+    let mut problem = Problem::new(batch);
+    let (channels, pixels) = (heads * per_head, height * width);
+    let qkv = problem.input(height, width, 3 * channels);
+    // Scores of some size, so that the softmax is not flat.
+    problem.given[0].1.iter_mut().for_each(|v| *v *= 3.0);
+    let x = problem.values(qkv);
+    let value = |sample: usize, pixel: usize, role: usize, head: usize, c: usize| {
+        let channel =
+            if qkv_first { role * channels + head * per_head + c } else { (head * 3 + role) * per_head + c };
+        x.values[(sample * pixels + pixel) * 3 * channels + channel]
+    };
+    let mut expected = vec![0.0; batch * pixels * channels];
+    for sample in 0..batch {
+        for head in 0..heads {
+            for query in 0..pixels {
+                let scores: Vec<f64> = (0..pixels)
+                    .map(|key| {
+                        let products = (0..per_head)
+                            .map(|c| value(sample, query, 0, head, c) * value(sample, key, 1, head, c));
+                        products.sum::<f64>() / (per_head as f64).sqrt()
+                    })
+                    .collect();
+                let highest = scores.iter().copied().fold(f64::MIN, f64::max);
+                let sum: f64 = scores.iter().map(|s| (s - highest).exp()).sum();
+                for c in 0..per_head {
+                    let mixed = scores
+                        .iter()
+                        .enumerate()
+                        .map(|(key, s)| (s - highest).exp() / sum * value(sample, key, 2, head, c));
+                    expected[(sample * pixels + query) * channels + head * per_head + c] = mixed.sum();
+                }
+            }
+        }
+    }
+    let output = problem.tensor(height, width, channels);
+    problem.check(Op::Attention { qkv, heads, qkv_first, output }, &expected, 5e-6);
+}
+
+fn check_head(batch: usize, sizes: &[(usize, usize)], (height, width): (usize, usize), shape: HeadShape) {
+    let mut problem = Problem::new(batch);
+    let HeadShape { heads, hidden, classes, normalise, uncertainty, .. } = shape;
+    let sums: Vec<TensorId> = sizes.iter().map(|&(h, w)| problem.input(h, w, heads * hidden.0)).collect();
+    let norm = normalise.then(|| problem.input(1, 1, 1));
+    let (first_bias, b1) = problem.param(&[heads * hidden.0]);
+    let (second, w2) = problem.param(&[heads, hidden.1, hidden.0]);
+    let (second_bias, b2) = problem.param(&[heads * hidden.1]);
+    let (third, w3) = problem.param(&[heads, classes, hidden.1]);
+    let (third_bias, b3) = problem.param(&[heads * classes]);
+    let maps: Vec<Map> = sums.iter().map(|&id| problem.values(id)).collect();
+    let norms = norm.map(|id| {
+        problem.given.last_mut().unwrap().1.iter_mut().for_each(|v| *v = v.abs() + 0.5);
+        problem.values(id).values
+    });
+    let mut expected = Vec::new();
+    for sample in 0..batch {
+        for y in 0..height {
+            for x in 0..width {
+                let mut mean = vec![0.0; classes];
+                let mut entropies = 0.0;
+                for head in 0..heads {
+                    let first: Vec<f64> = (0..hidden.0)
+                        .map(|i| {
+                            let c = head * hidden.0 + i;
+                            let sum: f64 = maps
+                                .iter()
+                                .map(|map| bilinear(map, sample, (y, x), (height, width), c))
+                                .sum();
+                            (sum / norms.as_ref().map_or(1.0, |norms| norms[sample]) + b1[c]).max(0.0)
+                        })
+                        .collect();
+                    let middle: Vec<f64> = (0..hidden.1)
+                        .map(|i| {
+                            let row = &w2[(head * hidden.1 + i) * hidden.0..][..hidden.0];
+                            (row.iter().zip(&first).map(|(w, v)| w * v).sum::<f64>()
+                                + b2[head * hidden.1 + i])
+                                .max(0.0)
+                        })
+                        .collect();
+                    let logits: Vec<f64> = (0..classes)
+                        .map(|i| {
+                            let row = &w3[(head * classes + i) * hidden.1..][..hidden.1];
+                            row.iter().zip(&middle).map(|(w, v)| w * v).sum::<f64>() + b3[head * classes + i]
+                        })
+                        .collect();
+                    let highest = logits.iter().copied().fold(f64::MIN, f64::max);
+                    let total: f64 = logits.iter().map(|l| (l - highest).exp()).sum();
+                    let p: Vec<f64> = logits.iter().map(|l| (l - highest).exp() / total).collect();
+                    entropies += entropy(&p) / heads as f64;
+                    mean.iter_mut().zip(&p).for_each(|(mean, p)| *mean += p / heads as f64);
+                }
+                let disagreement = entropy(&mean) - entropies;
+                expected.extend(mean);
+                if uncertainty {
+                    expected.push(disagreement);
+                }
+            }
+        }
+    }
+    let output = problem.tensor(height, width, classes + usize::from(uncertainty));
+    let params = [first_bias, second, second_bias, third, third_bias];
+    problem.check(
+        Op::Head { partial_sums: sums, feature_norm: norm, shape, params, output },
+        &expected,
+        5e-6,
+    );
 }
 
 fn entropy(p: &[f64]) -> f64 {

@@ -40,7 +40,8 @@ impl Needs {
 
     /// What wgpu allows a shader to use on a device with just these features.
     fn capabilities(&self) -> Capabilities {
-        let mut capabilities = Capabilities::IMMEDIATES;
+        // `pack2x16float` and its inverse; wgpu counts on every one of these backends for them.
+        let mut capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         capabilities.set(Capabilities::SHADER_FLOAT16, self.half);
         capabilities.set(Capabilities::SUBGROUP, self.subgroups);
         capabilities.set(Capabilities::COOPERATIVE_MATRIX, self.cooperative_matrices);

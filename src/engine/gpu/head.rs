@@ -11,6 +11,10 @@ use crate::{Error, Result};
 /// Maps that a shader can read.
 const MOST_MAPS: usize = 5;
 
+/// Pixels of a workgroup: in a row, or in a patch (rows and columns), as in the shaders.
+const PIXELS: usize = 64;
+const PATCH: (usize, usize) = (8, 16);
+
 /// Bytes of logits that are kept at a time; with more, heads take turns.
 const MOST_LOGITS: usize = 64 << 20;
 
@@ -103,11 +107,17 @@ pub(super) fn head(builder: &mut Builder<'_>, op: &Op) -> Result<()> {
             (8, Binding::Scratch { start, len: 4 * logits }),
         ];
         bindings.extend(maps.iter().cloned());
+        let (shader, blocks) = if shape.hidden.0.is_multiple_of(4) {
+            let patches = height.div_ceil(PATCH.0) * width.div_ceil(PATCH.1);
+            (Shader::HeadPatches, builder.batch() * patches)
+        } else {
+            (Shader::HeadLogits, rows.div_ceil(PIXELS))
+        };
         builder.calls.push(Call {
-            permutation: builder.plain(Shader::HeadLogits),
+            permutation: builder.plain(shader),
             params,
             bindings,
-            workgroups: word(count * rows.div_ceil(64))?,
+            workgroups: word(count * blocks)?,
             work: (count * rows * (hidden + 8 * maps.len() * shape.hidden.0)) as f64,
         });
         let mut params = words([rows, classes, shape.heads, count])?;

@@ -70,9 +70,14 @@ impl Cooperative {
     /// Metal's SIMD-group matrices, which are loaded from scalars.
     pub const METAL: Self = Self { size: 8, pack: 1, subgroup: 32, terms: 32, storage: 16_384 };
 
+    /// Attention to heads of up to 64 channels. Its `terms` are channels.
+    pub const ATTENTION: Self = Self { terms: 64, ..Self::VULKAN };
+    /// The same up to 128.
+    pub const WIDE_ATTENTION: Self = Self { terms: 128, ..Self::VULKAN };
+
     /// Whether factors are moved as the bits of f32, and their matrices' type is set by the host: see `spirv`.
     pub fn moves_bits(self) -> bool {
-        self == Self::VULKAN
+        self.size == Self::VULKAN.size
     }
 }
 
@@ -159,6 +164,7 @@ macro_rules! shaders {
 shaders! {
     AddNoise "add_noise",
     Attention "attention",
+    AttentionCooperative "attention_cooperative",
     Blend "blend",
     BlendRows "blend_rows",
     Conv "conv",
@@ -170,6 +176,7 @@ shaders! {
     FeatureNormSum "feature_norm_sum",
     HeadCombine "head_combine",
     HeadLogits "head_logits",
+    HeadPatches "head_patches",
     HidePatches "hide_patches",
     Linear "linear",
     Mask "mask",
@@ -197,7 +204,7 @@ impl Shader {
             | Self::WinogradInput
             | Self::WinogradOutput
             | Self::WinogradProduct => &[ValueType::F32],
-            Self::ConvCooperative | Self::ConvSimdgroup => &[ValueType::F16],
+            Self::AttentionCooperative | Self::ConvCooperative | Self::ConvSimdgroup => &[ValueType::F16],
             _ => &ValueType::ALL,
         }
     }
@@ -261,16 +268,22 @@ impl Permutation {
                     Shader::Conv | Shader::ConvPacked | Shader::WinogradProduct => &Tile::ALL,
                     _ => &[Tile::SMALL],
                 };
-                let units: (Option<Cooperative>, &[Fragments]) = match shader {
-                    Shader::ConvCooperative => (Some(Cooperative::VULKAN), &Fragments::ALL),
-                    Shader::ConvSimdgroup => (Some(Cooperative::METAL), &[Fragments::METAL]),
-                    _ => (None, &[Fragments::METAL]),
+                let units: (&[Option<Cooperative>], &[Fragments]) = match shader {
+                    Shader::AttentionCooperative => (
+                        &[Some(Cooperative::ATTENTION), Some(Cooperative::WIDE_ATTENTION)],
+                        &[Fragments::METAL],
+                    ),
+                    Shader::ConvCooperative => (&[Some(Cooperative::VULKAN)], &Fragments::ALL),
+                    Shader::ConvSimdgroup => (&[Some(Cooperative::METAL)], &[Fragments::METAL]),
+                    _ => (&[None], &[Fragments::METAL]),
                 };
                 for &result in results {
                     for &tile in tiles {
-                        let (cooperative, all_fragments) = units;
-                        let with = |&fragments| Self { shader, value, result, tile, cooperative, fragments };
-                        all.extend(all_fragments.iter().map(with));
+                        for &cooperative in units.0 {
+                            let with =
+                                |&fragments| Self { shader, value, result, tile, cooperative, fragments };
+                            all.extend(units.1.iter().map(with));
+                        }
                     }
                 }
             }

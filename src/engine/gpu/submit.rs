@@ -50,7 +50,8 @@ impl Dispatch {
         let mut entries = Vec::with_capacity(pipeline.bindings.len());
         for &(binding, kind) in &pipeline.bindings {
             let Bound { buffer, start, len } = bind(binding, kind);
-            let len = len.next_multiple_of(4) as u64;
+            // Shaders that read four values at a time read the last ones too; parts begin at multiples of more.
+            let len = len.next_multiple_of(16) as u64;
             let most = context.limits.max_storage_buffer_binding_size;
             if len > most {
                 return Err(Error::OutOfMemory(format!(
