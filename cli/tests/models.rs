@@ -107,6 +107,14 @@ fn bench_reports_times_and_memory() {
     assert!((gflop - number("gflop")).abs() < 1e-9);
     let table = mdm(folder.path(), &arguments).expect(0, &[]);
     assert!(table.out.contains("convolution 3x3") && table.out.contains("GFLOP/s"), "{}", table.out);
+    let several =
+        ["bench", "--width", "32", "--window", "32", "--device", "cpu", "--runs", "1", "--batch", "1,2"];
+    let reports = mdm(folder.path(), &[&several[..], &["--json"]].concat()).expect(0, &[]).json();
+    let batches = reports.as_array().expect("a list").iter().map(|report| report["batch"].as_u64());
+    assert!(batches.eq([Some(1), Some(2)]), "{reports}");
+    let tables = mdm(folder.path(), &several).expect(0, &[]);
+    assert!(tables.out.contains("batch 1,") && tables.out.contains("batch 2,"), "{}", tables.out);
+    mdm(folder.path(), &["bench", "--batch", "0"]).expect(2, &["1 or more"]);
     mdm(folder.path(), &["bench", "--width", "33"]).expect(2, &["33", "32"]);
     mdm(folder.path(), &["bench", "--window", "100"]).expect(2, &["100", "multiple of 32"]);
     mdm(folder.path(), &["bench", "--width", "32", "--window", "64", "--blocks", "17..18"])

@@ -1,16 +1,20 @@
 //! Seconds of one training step (forward, backward, AdamW and one moving average) of the paper's layout, and where they
 //! go.
 //!
-//! usage: step [WIDTH [SIZE [BATCH [DEVICE [recompute]]]]]
+//! usage: step [WIDTH [SIZE [BATCH [DEVICE [f16 | f32] [recompute]]]]]
+//!
+//! The CPU tells where its time goes. A GPU computes in f16 where it can unless told otherwise.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use mdm::engine::Precision;
 use mdm::engine::cpu::CpuEngine;
 use mdm::model::{MapWeights, UnetConfig};
 use mdm::{Control, Device, DeviceOptions};
 use mdm_train::differentiate::{Gradient, Instruction};
+use mdm_train::engine;
 use mdm_train::engine::cpu::CpuLearner;
 use mdm_train::learner::{Learner, LearnerOptions, LearnerState, Microbatch, Update};
 use mdm_train::loss::Loss;
@@ -33,33 +37,23 @@ fn name(instruction: &Instruction) -> &'static str {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |index: usize, default: usize| arguments.get(index).map_or(Ok(default), |text| text.parse());
-    let (width, size, batch) = (number(0, 32)?, number(1, 128)?, number(2, 8)?);
-    let device = Device::select(arguments.get(3).map_or("cpu", String::as_str), &DeviceOptions::default())?;
-    let recompute = arguments.iter().any(|word| word == "recompute");
-    let unet = UnetConfig { image_size: size, model_channels: width, ..UnetConfig::mdm_paper() };
-    let options = LearnerOptions {
-        unet,
-        microbatch: batch,
-        size,
-        loss: Loss::default(),
-        recompute,
-        ema_rates: vec![0.9999],
-    };
-    let mut parameters = MapWeights::default();
-    for (name, shape) in options.unet.parameters() {
-        let count = shape.iter().product::<usize>();
-        let scale = (1.0 / shape[1..].iter().product::<usize>() as f32).sqrt();
-        let values = (0..count as u32)
-            .map(|i| scale * ((i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0));
-        parameters.insert(&name, &shape, values.collect());
-    }
-    let state = LearnerState::fresh(Arc::new(parameters), 1);
-    let engine = device.engine().as_any().downcast_ref::<CpuEngine>().ok_or("only the CPU")?;
-    let mut learner = CpuLearner::new(engine, options, &state)?;
-    drop(state);
+/// Steps that count for nothing, so that memory is there, clocks have risen and a loss scale is found, and steps that do.
+#[derive(Clone, Copy)]
+struct Counts {
+    warm_up: usize,
+    timed: usize,
+}
+
+/// A scale of the loss that is too large for f16 costs a few steps, which change nothing.
+const MOST_STEPS: usize = 40;
+
+/// Times steps and returns the best and the median; `warm` is called after those that do not count.
+fn steps<L: Learner + ?Sized>(
+    learner: &mut L,
+    counts: Counts,
+    mut warm: impl FnMut(&L),
+) -> Result<(f64, f64), Box<dyn std::error::Error>> {
+    let (size, batch) = (learner.options().size, learner.options().microbatch);
     let input: Vec<f32> =
         (0..batch * size * size * 3).map(|i| ((i * 37 % 255) as f32) / 127.5 - 1.0).collect();
     let timesteps = vec![500.0; batch];
@@ -72,30 +66,89 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         weight_decay: 0.0,
         clip: None,
     };
-    let mut best = f64::INFINITY;
-    let repeats = 5;
-    // The first step touches memory that the operating system has to find; it counts for nothing.
-    let mut warm_up = Vec::new();
-    for index in 0..=repeats {
+    let mut applied = 0;
+    let mut times = Vec::new();
+    for _ in 0..MOST_STEPS {
+        // What a GPU has not finished of a step, the next one waits for.
         let start = Instant::now();
         let loss = learner.accumulate(&batch, 1.0, &Control::none())?;
         let passes = start.elapsed().as_secs_f64();
-        learner.update(&update)?;
+        let report = learner.update(&update)?;
         let total = start.elapsed().as_secs_f64();
-        println!("loss {loss:.5}: passes {passes:.3} s, step {total:.3} s");
-        if index == 0 {
-            warm_up = learner.timings().map(|(_, seconds)| seconds).collect();
-        } else {
-            best = best.min(total);
+        if !report.applied {
+            println!("loss {loss:.5}: not applied, the scale of the loss falls to {}", learner.position().1);
+            continue;
+        }
+        println!("loss {loss:.5}: passes {passes:.4} s, step {total:.4} s");
+        applied += 1;
+        if applied == counts.warm_up {
+            warm(learner);
+        } else if applied > counts.warm_up {
+            times.push(total);
+        }
+        if times.len() == counts.timed {
+            times.sort_unstable_by(f64::total_cmp);
+            return Ok((times[0], times[times.len() / 2]));
         }
     }
+    Err("the gradient is not finite".into())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |index: usize, default: usize| arguments.get(index).map_or(Ok(default), |text| text.parse());
+    let (width, size, batch) = (number(0, 32)?, number(1, 128)?, number(2, 8)?);
+    let word = |word: &str| arguments.iter().skip(4).any(|argument| argument == word);
+    let precision = match (word("f16"), word("f32")) {
+        (true, _) => Precision::F16,
+        (_, true) => Precision::F32,
+        _ => Precision::Auto,
+    };
+    let device = Device::select(
+        arguments.get(3).map_or("cpu", String::as_str),
+        &DeviceOptions { precision, ..DeviceOptions::default() },
+    )?;
+    println!("{}, {}", device.info().name, device.info().precision);
+    let unet = UnetConfig { image_size: size, model_channels: width, ..UnetConfig::mdm_paper() };
+    let options = LearnerOptions {
+        unet,
+        microbatch: batch,
+        size,
+        loss: Loss::default(),
+        recompute: word("recompute"),
+        ema_rates: vec![0.9999],
+    };
+    let mut parameters = MapWeights::default();
+    for (name, shape) in options.unet.parameters() {
+        let count = shape.iter().product::<usize>();
+        let scale = (1.0 / shape[1..].iter().product::<usize>() as f32).sqrt();
+        let values = (0..count as u32)
+            .map(|i| scale * ((i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0));
+        parameters.insert(&name, &shape, values.collect());
+    }
+    let state = LearnerState::fresh(Arc::new(parameters), 1);
+    let Some(engine) = device.engine().as_any().downcast_ref::<CpuEngine>() else {
+        let mut learner = engine::learner(&device, &options, &state)?;
+        drop(state);
+        let (best, median) = steps(&mut *learner, Counts { warm_up: 3, timed: 8 }, |_| ())?;
+        println!("best step {best:.4} s, median {median:.4} s");
+        return Ok(());
+    };
+    let mut learner = CpuLearner::new(engine, options, &state)?;
+    drop(state);
+    let counts = Counts { warm_up: 1, timed: 5 };
+    let mut first = Vec::new();
+    let (best, median) = steps(&mut learner, counts, |learner| {
+        first = learner.timings().map(|(_, seconds)| seconds).collect();
+    })?;
     let mut table: BTreeMap<&str, f64> = BTreeMap::new();
-    for ((instruction, seconds), first) in learner.timings().zip(warm_up) {
-        *table.entry(name(instruction)).or_default() += (seconds - first) / f64::from(repeats);
+    for ((instruction, seconds), first) in learner.timings().zip(first) {
+        *table.entry(name(instruction)).or_default() += (seconds - first) / counts.timed as f64;
     }
     for (name, seconds) in table {
         println!("{name:22} {seconds:8.3} s");
     }
-    println!("working memory {:.0} MB; best step {best:.3} s", learner.working_bytes() as f64 / 1e6);
+    println!("working memory {:.0} MB", learner.working_bytes() as f64 / 1e6);
+    println!("best step {best:.3} s, median {median:.3} s");
     Ok(())
 }

@@ -32,7 +32,7 @@ Examples:
   mdm bench
   mdm bench --width 32 --window 128 --batch 4 --threads 1
   mdm bench --width 192 --window 256 --device cpu --json
-  mdm bench --device gpu --precision f16 --batch 8";
+  mdm bench --device gpu --precision f16 --batch 1,8,16";
 
 /// How long a GPU is kept busy before its runs are timed: clocks rise, and submissions find their size.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -51,9 +51,9 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PIXELS", default_value = "256", value_parser = positive)]
     window: usize,
 
-    /// Windows at a time
-    #[arg(long, value_name = "N", default_value = "1", value_parser = positive)]
-    batch: usize,
+    /// Windows at a time; a list is measured one after another with the weights prepared once
+    #[arg(long, value_name = "N,N...", default_value = "1", value_parser = batches)]
+    batch: Numbers,
 
     /// Decoder blocks whose activations are wanted
     #[arg(long, value_name = "BLOCKS", default_value = "8..12")]
@@ -67,11 +67,16 @@ pub(crate) struct Arguments {
     #[arg(long)]
     ops: bool,
 
-    /// Write the features of the first run: f32, little endian, one block after another, channels last
+    /// Write the features of the first run, of the first batch in a list: f32, little endian, one block after another,
+    /// channels last
     #[arg(long, value_name = "FILE")]
     features: Option<PathBuf>,
 
-    /// Print JSON
+    /// Do not measure what a GPU can do at most
+    #[arg(long)]
+    no_ceilings: bool,
+
+    /// Print JSON: an object, or an array of one for each batch in a list, each as soon as it is known
     #[arg(long)]
     json: bool,
 
@@ -79,82 +84,129 @@ pub(crate) struct Arguments {
     device: DeviceArguments,
 }
 
+/// What is measured with all batches.
+struct Setting<'a> {
+    arguments: &'a Arguments,
+    device: Device,
+    open: Duration,
+    cache_state: &'static str,
+    weights: RandomWeights,
+    cache: WeightCache,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let plan = plan(arguments)?;
+    let batches = &arguments.batch.0;
+    let mut plans = batches.iter().map(|&batch| plan(arguments, batch)).collect::<Result<Vec<_>>>()?;
     let cache_state =
         pipeline_cache().map_or("off", |folder| if is_filled(&folder) { "warm" } else { "cold" });
     let began = Instant::now();
     let device = arguments.device.open()?;
     let open = began.elapsed();
-    let info = device.info();
-    let on_gpu = info.kind != DeviceKind::Cpu;
-
-    let began = Instant::now();
-    let (weights, cache) = (RandomWeights::of(&plan), WeightCache::default());
-    let mut network = device.engine().prepare(plan.clone(), &weights, &cache)?;
-    let prepare = began.elapsed();
-    let bench = Bench::new(&plan);
-    let first = bench.first_run(&mut *network, arguments.features.as_deref())?;
-
-    let mut operations = operations(&plan, value_bytes(info));
-    let mut with_results = None;
-    let mut arena_mb = plan.arena_bytes() as f64 / 1e6;
-    let mut device_memory = network.device_bytes();
-    let mut seconds;
-    if on_gpu {
-        with_results = Some(median(&mut bench.runs(&mut *network, arguments.runs.min(FEW_RUNS))?));
-        let (resident, activations) = without_results(&device, plan, &weights, &cache, network)?;
-        network = resident;
-        arena_mb = activations as f64 / 1e6;
-        device_memory = device_memory.max(network.device_bytes());
-        bench.warm_up(&mut *network)?;
-        seconds = bench.runs(&mut *network, arguments.runs)?;
-        bench.time_operations(&mut *network, arguments.runs.min(FEW_RUNS), &mut operations)?;
-    } else {
-        let mut sums = vec![0.0; operations.len()];
-        seconds = Vec::with_capacity(arguments.runs);
-        for _ in 0..arguments.runs {
-            seconds.push(bench.run(&mut *network)?);
-            add(&mut sums, network.op_seconds());
-        }
-        note(&mut operations, &sums, arguments.runs);
+    let (weights, cache) = (RandomWeights::of(&plans[0]), WeightCache::default());
+    let mut setting = Setting { arguments, device, open, cache_state, weights, cache };
+    let several = plans.len() > 1;
+    if several && arguments.json {
+        print("[")?;
     }
-    let peak_memory_mb = peak_memory_mb();
-    drop(network);
-    drop(cache);
-    let ceilings = if on_gpu { ceilings::measure(&device) } else { None };
-
-    let median = median(&mut seconds);
-    let gflop: f64 = operations.iter().filter_map(|operation| operation.gflop).sum();
-    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
-    let report = Report {
-        used: UsedDevice::of(&device),
-        width: arguments.width,
-        window: arguments.window,
-        batch: arguments.batch,
-        blocks: arguments.blocks.0.clone(),
-        runs: arguments.runs,
-        median_ms: median * 1e3,
-        min_ms: seconds[0] * 1e3,
-        windows_per_second: arguments.batch as f64 / median,
-        with_results_ms: with_results.map(|seconds| seconds * 1e3),
-        gflop,
-        gflop_per_second: gflop / median,
-        peak_memory_mb,
-        arena_mb,
-        device_memory_mb: on_gpu.then_some(device_memory as f64 / 1e6),
-        open_ms: milliseconds(open),
-        prepare_ms: milliseconds(prepare),
-        random_weights_ms: milliseconds(weights.spent()),
-        first_run_ms: milliseconds(first),
-        pipeline_cache: info.supports.contains(&"pipeline cache").then_some(cache_state),
-        operations,
-        ceilings,
-    };
-    if arguments.json { print_json(&report) } else { print(&report.in_words(arguments.ops)) }
+    for (index, plan) in plans.drain(..).enumerate() {
+        let mut report = setting.measure(plan, arguments.features.as_deref().filter(|_| index == 0))?;
+        let last = index + 1 == batches.len();
+        if last && report.on_gpu() && !arguments.no_ceilings {
+            // The weights' memory is free for larger problems.
+            setting.cache = WeightCache::default();
+            report.ceilings = ceilings::measure(&setting.device);
+        }
+        if arguments.json {
+            print_json(&report)?;
+        } else {
+            print(&report.in_words(arguments.ops))?;
+        }
+        match (several, arguments.json, last) {
+            (true, true, false) => print(",")?,
+            (true, true, true) => print("]")?,
+            (true, false, false) => print("")?,
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
-fn plan(arguments: &Arguments) -> Result<Plan> {
+impl Setting<'_> {
+    /// Times the network of one plan; `features` is where the results of its first run go.
+    fn measure(&self, plan: Plan, features: Option<&Path>) -> Result<Report> {
+        let Self { arguments, device, weights, cache, .. } = self;
+        let info = device.info();
+        let on_gpu = info.kind != DeviceKind::Cpu;
+        let batch = plan.options.batch;
+        let (began, spent) = (Instant::now(), weights.spent());
+        let mut network = device.engine().prepare(plan.clone(), weights, cache)?;
+        let (prepare, random_weights) = (began.elapsed(), weights.spent().saturating_sub(spent));
+        let bench = Bench::new(&plan);
+        let first = bench.first_run(&mut *network, features)?;
+
+        let mut operations = operations(&plan, value_bytes(info));
+        let mut with_results = None;
+        let mut arena_mb = plan.arena_bytes() as f64 / 1e6;
+        let mut device_memory = network.device_bytes();
+        let mut seconds;
+        if on_gpu {
+            with_results = Some(median(&mut bench.runs(&mut *network, arguments.runs.min(FEW_RUNS))?));
+            let (resident, activations) = without_results(device, plan, weights, cache, network)?;
+            network = resident;
+            arena_mb = activations as f64 / 1e6;
+            device_memory = device_memory.max(network.device_bytes());
+            bench.warm_up(&mut *network)?;
+            seconds = bench.runs(&mut *network, arguments.runs)?;
+            bench.time_operations(&mut *network, arguments.runs.min(FEW_RUNS), &mut operations)?;
+        } else {
+            let mut sums = vec![0.0; operations.len()];
+            seconds = Vec::with_capacity(arguments.runs);
+            for _ in 0..arguments.runs {
+                seconds.push(bench.run(&mut *network)?);
+                add(&mut sums, network.op_seconds());
+            }
+            note(&mut operations, &sums, arguments.runs);
+        }
+
+        let median = median(&mut seconds);
+        let gflop: f64 = operations.iter().filter_map(|operation| operation.gflop).sum();
+        let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
+        Ok(Report {
+            used: UsedDevice::of(device),
+            width: arguments.width,
+            window: arguments.window,
+            batch,
+            blocks: arguments.blocks.0.clone(),
+            runs: arguments.runs,
+            median_ms: median * 1e3,
+            min_ms: seconds[0] * 1e3,
+            windows_per_second: batch as f64 / median,
+            with_results_ms: with_results.map(|seconds| seconds * 1e3),
+            gflop,
+            gflop_per_second: gflop / median,
+            peak_memory_mb: peak_memory_mb(),
+            arena_mb,
+            device_memory_mb: on_gpu.then_some(device_memory as f64 / 1e6),
+            open_ms: milliseconds(self.open),
+            prepare_ms: milliseconds(prepare),
+            random_weights_ms: milliseconds(random_weights),
+            first_run_ms: milliseconds(first),
+            pipeline_cache: info.supports.contains(&"pipeline cache").then_some(self.cache_state),
+            operations,
+            ceilings: None,
+        })
+    }
+}
+
+/// How many windows at a time, as an argument.
+fn batches(text: &str) -> std::result::Result<Numbers, String> {
+    match text.parse::<Numbers>()? {
+        Numbers(batches) if batches[0] == 0 => Err("must be 1 or more".to_owned()),
+        batches => Ok(batches),
+    }
+}
+
+fn plan(arguments: &Arguments, batch: usize) -> Result<Plan> {
     let config = UnetConfig {
         model_channels: arguments.width,
         num_head_channels: Some(arguments.width.min(64)),
@@ -163,7 +215,7 @@ fn plan(arguments: &Arguments) -> Result<Plan> {
     };
     config.validate()?;
     let options = PlanOptions {
-        batch: arguments.batch,
+        batch,
         height: arguments.window,
         width: arguments.window,
         timestep_slots: 1,

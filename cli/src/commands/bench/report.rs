@@ -34,9 +34,10 @@ pub(super) struct Report {
     pub(super) arena_mb: f64,
     /// Memory of weights, activations and everything else on a GPU.
     pub(super) device_memory_mb: Option<f64>,
-    /// Opening the device.
+    /// Opening the device, once for all batches.
     pub(super) open_ms: f64,
-    /// Making the weights and bringing them into the device's layout, and compiling shaders.
+    /// Making the weights and bringing them into the device's layout, and compiling shaders; little more than the latter
+    /// where an earlier batch left the weights there.
     pub(super) prepare_ms: f64,
     /// Part of it that only random weights cost.
     pub(super) random_weights_ms: f64,
@@ -45,7 +46,8 @@ pub(super) struct Report {
     /// Whether compiled shaders of an earlier start were there: off, cold or warm; absent where the device keeps none.
     pub(super) pipeline_cache: Option<&'static str>,
     pub(super) operations: Vec<OperationReport>,
-    /// Absent on the CPU, and where the device has no clock for operations.
+    /// With the last of several batches; absent on the CPU, where the device has no clock for operations, and where they
+    /// are not wanted.
     pub(super) ceilings: Option<Ceilings>,
 }
 
@@ -104,7 +106,7 @@ impl Report {
         lines.join("\n")
     }
 
-    fn on_gpu(&self) -> bool {
+    pub(super) fn on_gpu(&self) -> bool {
         self.used.device.threads.is_none()
     }
 
