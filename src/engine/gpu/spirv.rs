@@ -38,6 +38,7 @@ pub fn module(permutation: &Permutation, source: &str, bindings: &[(u32, Binding
     use naga::valid::{Capabilities, ValidationFlags, Validator};
     let capabilities = Capabilities::IMMEDIATES
         | Capabilities::SHADER_FLOAT16
+        | Capabilities::SHADER_FLOAT16_IN_FLOAT32
         | Capabilities::SUBGROUP
         | Capabilities::COOPERATIVE_MATRIX;
     let info = Validator::new(ValidationFlags::all(), capabilities)
