@@ -40,6 +40,7 @@ var<private> row_y_{i}: i32;
 var<private> row_x_{i}: i32;
 var<private> row_start_{i}: u32;
 var<private> left_{i}: vec4<f32>;
+var<private> inside_{i}: bool;
 #end
 // And for each load of weights its term, and where it lies from the step's first weight on.
 #for i in RIGHT_LOADS
@@ -72,8 +73,9 @@ fn find_loads(first_row: u32, first_column: u32, thread: u32) {
 #end
 }
 
-// Loads the step's values into registers, and goes on to the next one. Steps of all taps follow one another for the same
-// channels, most of whose pixels are in the nearest cache then.
+// Loads the step's values into registers, and goes on to the next one; beyond the last there are no channels left, and something is
+// loaded that nobody needs. Nothing here depends on what is loaded: it arrives while matrices are multiplied. Steps of all taps
+// follow one another for the same channels, most of whose pixels are in the nearest cache then.
 fn fetch(thread: u32) {
     let chunks_a = (p.channels_a + TERMS - 1u) / TERMS;
     let second = chunk >= chunks_a;
@@ -89,7 +91,7 @@ fn fetch(thread: u32) {
 #for i in LEFT_LOADS
     let y_{i} = u32(row_y_{i} + i32(tap_y));
     let x_{i} = u32(row_x_{i} + i32(tap_x));
-    let inside_{i} = in_channels && y_{i} < height && x_{i} < width;
+    inside_{i} = in_channels && y_{i} < height && x_{i} < width;
     let pixel_{i} = (row_start_{i} + (y_{i} >> p.upsampled)) * p.in_width + (x_{i} >> p.upsampled);
     let at_{i} = select(0u, pixel_{i} * row_packs + first_pack, inside_{i});
 #end
@@ -102,16 +104,13 @@ fn fetch(thread: u32) {
         left_{i} = input_a[at_{i}];
 #end
     }
-#for i in LEFT_LOADS
-    left_{i} = select(vec4(0.0), left_{i}, inside_{i});
-#end
     let tap = tap_y * p.kernel + tap_x;
     let weight_row = tap * (p.channels_a + p.channels_b) + select(0u, p.channels_a, second) + first_channel;
     let first_weight = weight_row * (p.epilogue.columns / 8u);
+    // Terms and columns that are not there meet zeros, or make sums that are not written.
 #for i in RIGHT_LOADS
     let used_{i} = right_term_{i} < min(TERMS, left);
     right_{i} = weight[select(0u, first_weight + right_at_{i}, used_{i})];
-    right_{i} = select(vec4(0.0), right_{i}, used_{i});
 #end
     tap_x += 1u;
     if tap_x == p.kernel {
@@ -127,7 +126,7 @@ fn fetch(thread: u32) {
 fn store(stage: u32, thread: u32) {
     let slot = stage + thread / ROW_PACKS * LEFT_STRIDE + thread % ROW_PACKS;
 #for i in LEFT_LOADS
-    tiles[slot + {i}u * (THREADS / ROW_PACKS * LEFT_STRIDE)] = left_{i};
+    tiles[slot + {i}u * (THREADS / ROW_PACKS * LEFT_STRIDE)] = select(vec4(0.0), left_{i}, inside_{i});
 #end
 #for i in RIGHT_LOADS
     tiles[stage + right_slot_{i}] = right_{i};
@@ -195,9 +194,7 @@ fn main(
     workgroupBarrier();
     var stage = 0u;
     for (var index = first_step; index < end; index++) {
-        if index + 1u < end {
-            fetch(thread);
-        }
+        fetch(thread);
 #for k in TERM_FRAGMENTS
 #for i in FRAGMENT_ROWS
         let at_left_{k}_{i} = stage + (own_row + {i}u * SIZE) * LEFT_STRIDE + {k}u * (SIZE / 8u);
@@ -212,9 +209,7 @@ fn main(
 #end
 #end
         stage = STAGE - stage;
-        if index + 1u < end {
-            store(stage, thread);
-        }
+        store(stage, thread);
         workgroupBarrier();
     }
 

@@ -22,10 +22,11 @@ const COLUMN_PACKS: u32 = TILE_COLUMNS / 4u;
 var<private> row_y_{i}: i32;
 var<private> row_x_{i}: i32;
 var<private> row_start_{i}: u32;
-var<private> left_{i}: vec4<f32>;
+var<private> left_{i}: vec4<Value>;
+var<private> inside_{i}: bool;
 #end
 #for i in RIGHT_LOADS
-var<private> right_{i}: vec4<f32>;
+var<private> right_{i}: vec4<Value>;
 #end
 // The step that is loaded next: a tap, and TERMS channels of one of the inputs.
 var<private> tap_y: u32;
@@ -44,8 +45,9 @@ fn find_loads(first_row: u32, thread: u32) {
 #end
 }
 
-// Loads the step's values into registers, and goes on to the next one. Steps of all taps follow one another for the same
-// channels, most of whose pixels are in the nearest cache then.
+// Loads the step's values into registers, and goes on to the next one; beyond the last there are no channels left, and something is
+// loaded that nobody needs. Nothing here depends on what is loaded: it arrives while the tile is multiplied. Steps of all taps
+// follow one another for the same channels, most of whose pixels are in the nearest cache then.
 fn fetch(first_column: u32, thread: u32) {
     let chunks_a = (p.channels_a + TERMS - 1u) / TERMS;
     let second = chunk >= chunks_a;
@@ -61,31 +63,28 @@ fn fetch(first_column: u32, thread: u32) {
 #for i in LEFT_LOADS
     let y_{i} = u32(row_y_{i} + i32(tap_y));
     let x_{i} = u32(row_x_{i} + i32(tap_x));
-    let inside_{i} = in_channels && y_{i} < height && x_{i} < width;
+    inside_{i} = in_channels && y_{i} < height && x_{i} < width;
     let pixel_{i} = (row_start_{i} + (y_{i} >> p.upsampled)) * p.in_width + (x_{i} >> p.upsampled);
     let at_{i} = select(0u, pixel_{i} * row_packs + first_pack, inside_{i});
 #end
     if second {
 #for i in LEFT_LOADS
-        left_{i} = vec4<f32>(input_b[at_{i}]);
+        left_{i} = input_b[at_{i}];
 #end
     } else {
 #for i in LEFT_LOADS
-        left_{i} = vec4<f32>(input_a[at_{i}]);
+        left_{i} = input_a[at_{i}];
 #end
     }
-#for i in LEFT_LOADS
-    left_{i} = select(vec4(0.0), left_{i}, inside_{i});
-#end
     let tap = tap_y * p.kernel + tap_x;
     let weight_row = tap * (p.channels_a + p.channels_b) + select(0u, p.channels_a, second) + first_channel;
     let columns = p.epilogue.columns / 4u;
+    // Terms and columns that are not there meet zeros, or make sums that are not written.
 #for i in RIGHT_LOADS
     let term_{i} = ({i}u * THREADS + thread) / COLUMN_PACKS;
     let column_{i} = first_column / 4u + ({i}u * THREADS + thread) % COLUMN_PACKS;
     let used_{i} = term_{i} < left && column_{i} < columns;
-    right_{i} = vec4<f32>(weight[select(0u, (weight_row + term_{i}) * columns + column_{i}, used_{i})]);
-    right_{i} = select(vec4(0.0), right_{i}, used_{i});
+    right_{i} = weight[select(0u, (weight_row + term_{i}) * columns + column_{i}, used_{i})];
 #end
     tap_x += 1u;
     if tap_x == p.kernel {
@@ -102,12 +101,13 @@ fn store(stage: u32, thread: u32) {
     let term = stage * TERMS + thread % ROW_PACKS * 4u;
 #for i in LEFT_LOADS
     let row_{i} = {i}u * (THREADS / ROW_PACKS) + thread / ROW_PACKS;
+    let value_{i} = select(vec4(0.0), vec4<f32>(left_{i}), inside_{i});
 #for j in 4
-    left[(term + {j}u) * (TILE_ROWS / 4u) + row_{i} / 4u][row_{i} % 4u] = left_{i}[{j}];
+    left[(term + {j}u) * (TILE_ROWS / 4u) + row_{i} / 4u][row_{i} % 4u] = value_{i}[{j}];
 #end
 #end
 #for i in RIGHT_LOADS
-    right[stage * (TERMS * COLUMN_PACKS) + {i}u * THREADS + thread] = right_{i};
+    right[stage * (TERMS * COLUMN_PACKS) + {i}u * THREADS + thread] = vec4<f32>(right_{i});
 #end
 }
 
@@ -154,13 +154,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     workgroupBarrier();
     for (var index = first_step; index < end; index++) {
         let stage = (index - first_step) % 2u;
-        if index + 1u < end {
-            fetch(first_column, thread);
-        }
+        fetch(first_column, thread);
         multiply_tile(thread, stage);
-        if index + 1u < end {
-            store(1u - stage, thread);
-        }
+        store(1u - stage, thread);
         workgroupBarrier();
     }
 

@@ -24,26 +24,26 @@ const COLUMN_PACKS: u32 = TILE_COLUMNS / 4u;
 
 #for i in LEFT_LOADS
 var<private> left_{i}: vec4<f32>;
+var<private> inside_{i}: bool;
 #end
 #for i in RIGHT_LOADS
 var<private> right_{i}: vec4<f32>;
 #end
 
-// Loads TERMS terms from `first` on into registers.
+// Loads TERMS terms from `first` on into registers. Nothing here depends on what is loaded: it arrives while the tile is multiplied.
 fn fetch(point: u32, first_row: u32, first_column: u32, first: u32, thread: u32) {
 #for i in LEFT_LOADS
     let row_{i} = first_row + {i}u * (THREADS / ROW_PACKS) + thread / ROW_PACKS;
     let own_term_{i} = first + thread % ROW_PACKS * 4u;
-    let inside_{i} = row_{i} < p.rows && own_term_{i} < p.terms;
+    inside_{i} = row_{i} < p.rows && own_term_{i} < p.terms;
     left_{i} = input[select(0u, ((point * p.rows + row_{i}) * p.terms + own_term_{i}) / 4u, inside_{i})];
-    left_{i} = select(vec4(0.0), left_{i}, inside_{i});
 #end
+    // Terms and columns that are not there meet zeros, or make sums that are not written.
 #for i in RIGHT_LOADS
     let term_{i} = first + ({i}u * THREADS + thread) / COLUMN_PACKS;
     let column_{i} = first_column + ({i}u * THREADS + thread) % COLUMN_PACKS * 4u;
     let used_{i} = term_{i} < p.terms && column_{i} < p.columns;
     right_{i} = weight[select(0u, ((point * p.terms + term_{i}) * p.columns + column_{i}) / 4u, used_{i})];
-    right_{i} = select(vec4(0.0), right_{i}, used_{i});
 #end
 }
 
@@ -51,8 +51,9 @@ fn store(stage: u32, thread: u32) {
     let term = stage * TERMS + thread % ROW_PACKS * 4u;
 #for i in LEFT_LOADS
     let row_{i} = {i}u * (THREADS / ROW_PACKS) + thread / ROW_PACKS;
+    let value_{i} = select(vec4(0.0), left_{i}, inside_{i});
 #for j in 4
-    left[(term + {j}u) * (TILE_ROWS / 4u) + row_{i} / 4u][row_{i} % 4u] = left_{i}[{j}];
+    left[(term + {j}u) * (TILE_ROWS / 4u) + row_{i} / 4u][row_{i} % 4u] = value_{i}[{j}];
 #end
 #end
 #for i in RIGHT_LOADS
@@ -79,15 +80,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     workgroupBarrier();
     var stage = 0u;
     for (var first = 0u; first < p.terms; first += TERMS) {
-        let next = first + TERMS;
-        if next < p.terms {
-            fetch(point, first_row, first_column, next, thread);
-        }
+        fetch(point, first_row, first_column, first + TERMS, thread);
         multiply_tile(thread, stage);
         stage = 1u - stage;
-        if next < p.terms {
-            store(stage, thread);
-        }
+        store(stage, thread);
         workgroupBarrier();
     }
 #for i in 16
