@@ -75,13 +75,19 @@ fn noisy_windows_and_normalised_features_in_batches() {
         metadata.features.timesteps = vec![10];
     };
     // Batches begin in one row of windows and end in the next.
-    check(noisy, &SegmentOptions { batch: 3, ..SegmentOptions::default() });
+    check(noisy, &SegmentOptions { batch: Some(3), ..SegmentOptions::default() });
+}
+
+#[test]
+fn batches_larger_than_the_image() {
+    // What is done by default depends on the device: 16 windows at a time on hardware.
+    check(|_| (), &SegmentOptions { batch: Some(64), ..SegmentOptions::default() });
 }
 
 #[test]
 fn a_device_with_little_memory_takes_smaller_batches() {
     let model = model(|_| ());
-    let options = |batch| SegmentOptions { batch, ..SegmentOptions::default() };
+    let options = |batch| SegmentOptions { batch: Some(batch), ..SegmentOptions::default() };
     for (number, info) in Device::list().unwrap().iter().enumerate() {
         if info.kind == DeviceKind::Cpu {
             continue;
