@@ -20,6 +20,9 @@ const SUBMISSION: Duration = Duration::from_millis(40);
 /// A device that has not finished a submission after so long never will.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Bytes of uploads after which they are handed over.
+const MOST_STAGED: u64 = 64 << 20;
+
 /// Multiplications a second that a device is believed to do before it was measured.
 const FIRST_PACE: f64 = 2e9;
 
@@ -40,6 +43,8 @@ pub struct Context {
     faults: Arc<Faults>,
     /// Multiplications a second.
     pace: Mutex<f64>,
+    /// Bytes of uploads that were not handed over yet.
+    staged: AtomicU64,
 }
 
 /// What the driver reported outside of any call.
@@ -105,6 +110,7 @@ impl Context {
             pipelines,
             faults,
             pace: Mutex::new(FIRST_PACE),
+            staged: AtomicU64::new(0),
         })
     }
 
@@ -220,6 +226,18 @@ impl Context {
             *pace = measured.clamp(*pace / 4.0, *pace * 4.0);
         }
         Ok(())
+    }
+
+    /// Takes note of an upload of `bytes`. Uploads wait in memory of the host's until the next submission, which an empty one
+    /// is when there are many of them.
+    pub fn uploaded(&self, bytes: u64) {
+        if self.staged.fetch_add(bytes, Ordering::Relaxed) + bytes < MOST_STAGED {
+            return;
+        }
+        self.staged.store(0, Ordering::Relaxed);
+        self.queue.submit([]);
+        // Gives back the memory of those that are done; a failure shows in what comes next.
+        let _ = self.device.poll(wgpu::PollType::Poll);
     }
 }
 
