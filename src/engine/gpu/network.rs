@@ -179,7 +179,7 @@ impl GpuNetwork {
             if known && self.embeds[index] {
                 continue;
             }
-            let timing = self.timing.as_ref().map(|timing| timing.of_operation(index));
+            let timing = self.timing.as_ref().and_then(|timing| timing.of_operation(index));
             encoder.operation(dispatches.iter(), timing.as_ref())?;
         }
         Ok(())
