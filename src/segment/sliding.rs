@@ -253,7 +253,8 @@ impl SlidingNetwork {
     /// Makes the network for batches of `size` windows unless it is there.
     fn prepare(&mut self, size: usize) -> Result<()> {
         let slot = if size == self.batch { &mut self.full } else { &mut self.rest };
-        if slot.as_ref().is_some_and(|network| network.plan().options.batch == size) {
+        let of_use = |network: &dyn Network| network.plan().options.batch == size && !network.is_lost();
+        if slot.as_deref().is_some_and(of_use) {
             return Ok(());
         }
         // Its memory is free before the new one's is taken.
