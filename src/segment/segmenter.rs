@@ -7,6 +7,7 @@ use super::blend::Blender;
 use super::head::{fold_heads, head_shape};
 use super::rescale::Scaling;
 use super::sliding::{Settings, SlidingNetwork};
+use crate::engine::DeviceInfo;
 use crate::image::{ImageSource, ImageView};
 use crate::memory::{product, zeros};
 use crate::model::{Metadata, Model};
@@ -53,6 +54,15 @@ impl Default for SegmentOptions {
             corrupt: None,
             class: 0,
         }
+    }
+}
+
+/// What is said where probabilities are not finite.
+fn not_finite(device: &DeviceInfo) -> &'static str {
+    if device.precision == "f16" {
+        "are not finite: values of the network overflowed in f16; open the device in f32 (--precision f32)"
+    } else {
+        "are not finite: values of the network overflowed; its weights do not suit it or the image"
     }
 }
 
@@ -202,6 +212,7 @@ impl Segmenter {
             (height, width),
             scaled.scale,
             self.content,
+            not_finite(self.network.device().info()),
             sink,
         )?;
         self.network.run(source, &scaled, control, &mut |network, inputs, control, batch| {
