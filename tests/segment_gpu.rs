@@ -1,15 +1,17 @@
 //! Whole images on every GPU: the labels of the CPU, but where its two best classes are as good as equal.
 
+#![cfg(feature = "gpu")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
+use mdm::engine::gpu::GpuEngine;
 use mdm::engine::{DeviceKind, DeviceOptions, Precision, WeightCache};
 use mdm::model::{CorruptionKind, Metadata, Model, NoiseSchedule};
 use mdm::plan::{Plan, PlanOptions};
 use mdm::segment::{SegmentOptions, Segmentation, Segmenter};
-use mdm::{Control, Device, ImageView, PixelFormat};
-use support::models::{CLASSES, WINDOW, metadata, model, unet};
+use mdm::{Control, Device, Error, ImageView, PixelFormat};
+use support::models::{CLASSES, WINDOW, metadata, model, scaled_model, unet};
 use support::{Seeded, gpus, uniform};
 
 const HEIGHT: usize = 70;
@@ -75,13 +77,19 @@ fn noisy_windows_and_normalised_features_in_batches() {
         metadata.features.timesteps = vec![10];
     };
     // Batches begin in one row of windows and end in the next.
-    check(noisy, &SegmentOptions { batch: 3, ..SegmentOptions::default() });
+    check(noisy, &SegmentOptions { batch: Some(3), ..SegmentOptions::default() });
+}
+
+#[test]
+fn batches_larger_than_the_image() {
+    // What is done by default depends on the device: 16 windows at a time on hardware.
+    check(|_| (), &SegmentOptions { batch: Some(64), ..SegmentOptions::default() });
 }
 
 #[test]
 fn a_device_with_little_memory_takes_smaller_batches() {
     let model = model(|_| ());
-    let options = |batch| SegmentOptions { batch, ..SegmentOptions::default() };
+    let options = |batch| SegmentOptions { batch: Some(batch), ..SegmentOptions::default() };
     for (number, info) in Device::list().unwrap().iter().enumerate() {
         if info.kind == DeviceKind::Cpu {
             continue;
@@ -100,6 +108,39 @@ fn a_device_with_little_memory_takes_smaller_batches() {
         let pairs = want.probabilities.as_ref().unwrap().iter().zip(got.probabilities.as_ref().unwrap());
         for (a, b) in pairs {
             assert!((a - b).abs() < tolerance(Precision::F32), "{b} for {a}");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_was_lost_is_opened_by_the_next_call() {
+    let model = model(|_| ());
+    let pixels = pixels();
+    let image = ImageView::new(&pixels, WIDTH, HEIGHT, PixelFormat::Rgb8).unwrap();
+    for (name, precision, device) in gpus() {
+        let mut segmenter = Segmenter::new(&model, device, SegmentOptions::default()).unwrap();
+        let before = segmenter.segment(&image, &Control::none()).unwrap();
+        let engine = device.engine().as_any().downcast_ref::<GpuEngine>().unwrap();
+        // As when it goes while the last rows are read.
+        engine.context().unwrap().give_up("a test");
+        let after = segmenter.segment(&image, &Control::none()).unwrap();
+        assert!(before.labels == after.labels, "{name} {precision:?}");
+    }
+}
+
+#[test]
+fn weights_that_f16_cannot_hold_are_an_error() {
+    let model = scaled_model("input_blocks.1.0.in_layers.2.weight", 1e7);
+    let pixels = pixels();
+    let image = ImageView::new(&pixels, WIDTH, HEIGHT, PixelFormat::Rgb8).unwrap();
+    for (name, precision, device) in gpus() {
+        let mut segmenter = Segmenter::new(&model, device, SegmentOptions::default()).unwrap();
+        match (precision, segmenter.segment(&image, &Control::none())) {
+            (Precision::F16, Err(Error::Tensor { reason, .. })) => {
+                assert!(reason.contains("f16 cannot hold"), "{name}: {reason}");
+            }
+            (Precision::F16, other) => panic!("{name}: {:?}", other.map(|result| result.report)),
+            (_, result) => assert!(result.is_ok(), "{name}: {:?}", result.err()),
         }
     }
 }

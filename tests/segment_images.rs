@@ -131,11 +131,14 @@ fn the_batch_changes_no_bit() {
     let windows = extract(&model, &image, FeatureOptions::default());
     assert_eq!(windows.len(), one.report.windows);
     for batch in [3, 64] {
-        let several = segment(&model, &image, SegmentOptions { batch, ..everything() });
+        let several = segment(&model, &image, SegmentOptions { batch: Some(batch), ..everything() });
         assert!(several.labels == one.labels, "batch {batch}");
         assert!(several.probabilities == one.probabilities, "batch {batch}");
         assert!(several.uncertainty == one.uncertainty, "batch {batch}");
-        assert!(extract(&model, &image, FeatureOptions { batch, ..FeatureOptions::default() }) == windows);
+        assert!(
+            extract(&model, &image, FeatureOptions { batch: Some(batch), ..FeatureOptions::default() })
+                == windows
+        );
     }
 }
 
@@ -354,7 +357,7 @@ fn settings_that_cannot_be_are_errors() {
     let good = model(|_| ());
     let default = SegmentOptions::default;
     for options in [
-        SegmentOptions { batch: 0, ..default() },
+        SegmentOptions { batch: Some(0), ..default() },
         SegmentOptions { window: Some(0), ..default() },
         SegmentOptions { window: Some(usize::MAX), ..default() },
         SegmentOptions { overlap: Some(1.0), ..default() },

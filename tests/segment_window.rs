@@ -32,7 +32,7 @@ fn windows_weights_and_blending_are_those_of_the_reference() {
 
             let mut blenders = vec![("host", Blender::new(&grid, 2).unwrap())];
             for (name, _, device) in gpus() {
-                blenders.push((name, Blender::on(device.engine(), &grid, 2).unwrap()));
+                blenders.push((name, Blender::on(device.engine(), &grid, 2, 1).unwrap()));
             }
             for (place, mut blender) in blenders {
                 let mut blended = Vec::new();

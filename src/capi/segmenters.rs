@@ -12,7 +12,7 @@ use super::models::{OpenModel, mdm_model};
 use super::runs::{controlled, mdm_report, mdm_run};
 use super::structs::{self, Versioned};
 use crate::plan::Combine;
-use crate::segment::{DEFAULT_BATCH, SegmentOptions};
+use crate::segment::SegmentOptions;
 use crate::{CancelToken, Segmenter};
 
 /// How an ensemble becomes one answer.
@@ -168,10 +168,10 @@ pub(super) fn corrupt_of(corrupt: mdm_corrupt) -> Result<Option<bool>, Failure> 
 /// More windows at a time than any device has use for.
 const MOST_BATCH: u32 = 4096;
 
-pub(super) fn batch_of(batch: u32) -> Result<usize, Failure> {
+pub(super) fn batch_of(batch: u32) -> Result<Option<usize>, Failure> {
     match batch {
-        0 => Ok(DEFAULT_BATCH),
-        1..=MOST_BATCH => Ok(batch as usize),
+        0 => Ok(None),
+        1..=MOST_BATCH => Ok(Some(batch as usize)),
         _ => Err(Failure::argument(format!("batch: {batch} is more than {MOST_BATCH}"))),
     }
 }

@@ -98,6 +98,27 @@ pub trait Network: Send {
     fn device_bytes(&self) -> u64 {
         0
     }
+
+    /// What the last run asked of a GPU; nothing on the host.
+    fn run_cost(&self) -> Option<RunCost> {
+        None
+    }
+
+    /// Whether the device that it belongs to is gone for good: all it can do is fail.
+    fn is_lost(&self) -> bool {
+        false
+    }
+}
+
+/// What a run asks of a GPU and of the host that feeds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RunCost {
+    /// Calls of shaders.
+    pub dispatches: usize,
+    /// Times that work was handed over.
+    pub submissions: usize,
+    /// Time that the host took to upload, encode and hand over, without what it waited for the device.
+    pub host_seconds: f64,
 }
 
 /// What a network is fed.

@@ -1,8 +1,8 @@
 //! From blended probabilities at the model's scale to labels at the image's.
 
 use super::rescale::{Filter, Resampler};
-use crate::Result;
 use crate::memory::{product, zeros};
+use crate::{Error, Result};
 
 /// Values of probabilities that a band holds, unless a row has more.
 const BAND_VALUES: usize = 1 << 18;
@@ -47,6 +47,8 @@ pub(super) struct BandWriter<'a> {
     labels: Vec<u8>,
     probabilities: Vec<f32>,
     uncertainty: Vec<f32>,
+    /// What to do where probabilities are not finite.
+    advice: &'static str,
     sink: &'a mut dyn FnMut(Band<'_>) -> Result<()>,
 }
 
@@ -57,6 +59,7 @@ impl<'a> BandWriter<'a> {
         to: (usize, usize),
         scale: f64,
         content: BandContent,
+        advice: &'static str,
         sink: &'a mut dyn FnMut(Band<'_>) -> Result<()>,
     ) -> Result<Self> {
         let (height, width) = to;
@@ -76,6 +79,7 @@ impl<'a> BandWriter<'a> {
             labels: zeros(rows * width, "a band of labels")?,
             probabilities: wanted(content.probabilities, rows * width * content.classes)?,
             uncertainty: wanted(content.uncertainty, rows * width)?,
+            advice,
             sink,
         })
     }
@@ -84,7 +88,7 @@ impl<'a> BandWriter<'a> {
     pub(super) fn push(&mut self, row: &[f32]) -> Result<()> {
         self.resampler.push(row)?;
         while self.resampler.pull(&mut self.row) {
-            self.take_row();
+            self.take_row()?;
             if self.filled == self.rows {
                 self.flush()?;
             }
@@ -97,12 +101,12 @@ impl<'a> BandWriter<'a> {
         self.flush()
     }
 
-    fn take_row(&mut self) {
+    fn take_row(&mut self) -> Result<()> {
         let BandContent { classes, probabilities, uncertainty } = self.content;
         let stride = classes + usize::from(uncertainty);
         let start = self.filled * self.width;
         for (label, pixel) in self.labels[start..].iter_mut().zip(self.row.chunks_exact(stride)) {
-            *label = argmax(&pixel[..classes]);
+            *label = argmax(&pixel[..classes]).ok_or_else(|| Error::tensor("probabilities", self.advice))?;
         }
         if probabilities {
             let out = self.probabilities[start * classes..].chunks_exact_mut(classes);
@@ -116,6 +120,7 @@ impl<'a> BandWriter<'a> {
             }
         }
         self.filled += 1;
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -139,15 +144,18 @@ impl<'a> BandWriter<'a> {
     }
 }
 
-/// There are at most 255 classes.
-fn argmax(probabilities: &[f32]) -> u8 {
+/// The most probable class, the first of equals; none where a probability is not finite. There are at most 255 classes.
+fn argmax(probabilities: &[f32]) -> Option<u8> {
     let (mut best, mut label) = (f32::NEG_INFINITY, 0);
+    // Not a number as soon as one of them is not finite.
+    let mut zeros = 0.0;
     for (class, &probability) in probabilities.iter().enumerate() {
+        zeros += 0.0 * probability;
         if probability > best {
             (best, label) = (probability, class as u8);
         }
     }
-    label
+    (zeros == 0.0).then_some(label)
 }
 
 #[cfg(test)]
@@ -171,7 +179,7 @@ mod tests {
             bands += 1;
             Ok(())
         };
-        let mut writer = BandWriter::new(from, to, 0.5, content, &mut sink).unwrap();
+        let mut writer = BandWriter::new(from, to, 0.5, content, "", &mut sink).unwrap();
         for y in 0..from.0 {
             let row: Vec<f32> = (0..from.1)
                 .flat_map(|x| {
@@ -188,7 +196,18 @@ mod tests {
 
     #[test]
     fn the_first_of_equal_classes_wins() {
-        assert_eq!(argmax(&[0.25, 0.5, 0.5]), 1);
-        assert_eq!(argmax(&[0.5, 0.5]), 0);
+        assert_eq!(argmax(&[0.25, 0.5, 0.5]), Some(1));
+        assert_eq!(argmax(&[0.5, 0.5]), Some(0));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_no_class() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for place in 0..3 {
+                let mut probabilities = [0.5, 0.25, 0.25];
+                probabilities[place] = bad;
+                assert_eq!(argmax(&probabilities), None);
+            }
+        }
     }
 }

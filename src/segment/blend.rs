@@ -5,7 +5,8 @@ use crate::engine::canvas::{Canvas, CanvasPlace, CanvasShape, HostCanvas, inside
 use crate::engine::{Engine, Inputs, Network};
 use crate::{Control, Error, Result};
 
-/// Averages overlapping windows, weighted by [`Importance`]. It holds as many rows as a window has, however tall the image.
+/// Averages overlapping windows, weighted by [`Importance`]. It holds as many rows as a batch of windows has, however tall the
+/// image.
 pub struct Blender {
     height: usize,
     window: usize,
@@ -25,22 +26,25 @@ impl Blender {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn new(grid: &WindowGrid, channels: usize) -> Result<Self> {
-        let shape = shape(grid, channels);
-        Ok(Self::with(grid, channels, Box::new(HostCanvas::new(shape)?)))
+        let shape = shape(grid, channels, 1);
+        let held = shape.held;
+        Ok(Self::with(grid, channels, held, Box::new(HostCanvas::new(shape)?)))
     }
 
-    /// The same where `engine` computes.
+    /// The same where `engine` computes, with room for `batch` windows that follow each other.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], and those of the device.
-    pub fn on(engine: &dyn Engine, grid: &WindowGrid, channels: usize) -> Result<Self> {
-        Ok(Self::with(grid, channels, engine.canvas(shape(grid, channels))?))
+    pub fn on(engine: &dyn Engine, grid: &WindowGrid, channels: usize, batch: usize) -> Result<Self> {
+        let shape = shape(grid, channels, batch);
+        let held = shape.held;
+        Ok(Self::with(grid, channels, held, engine.canvas(shape)?))
     }
 
-    fn with(grid: &WindowGrid, channels: usize, canvas: Box<dyn Canvas>) -> Self {
+    fn with(grid: &WindowGrid, channels: usize, held: usize, canvas: Box<dyn Canvas>) -> Self {
         let (height, window) = (grid.height(), grid.window());
         let row_len = grid.width() * channels;
-        Self { height, window, row_len, held: window.min(height), canvas, finished: 0 }
+        Self { height, window, row_len, held, canvas, finished: 0 }
     }
 
     /// Adds `values`, a window `[window, window, channels]`. The rows above it are handed to
@@ -67,8 +71,7 @@ impl Blender {
         positions: &[WindowPosition],
         emit: &mut Emit<'_>,
     ) -> Result<()> {
-        // A batch may begin in one row of windows and end in the next, whose rows are not held before the first's are
-        // finished; it is added in one go only where all its rows fit.
+        // A batch may begin in one row of windows and end in another; it is added in one go only where all its rows fit.
         let fits = |blender: &Self, position: &WindowPosition| {
             let rows = inside(position.top, blender.window, blender.height);
             rows.end <= blender.finished + blender.held
@@ -118,13 +121,17 @@ impl Blender {
     }
 }
 
-fn shape(grid: &WindowGrid, channels: usize) -> CanvasShape {
+fn shape(grid: &WindowGrid, channels: usize, batch: usize) -> CanvasShape {
     let importance = Importance::new(grid.window());
+    // Rows of windows that a batch can touch. The last row may be closer to the one before it than others are.
+    let touched = ((batch.max(1) - 1).div_ceil(grid.columns()) + 1).min(grid.rows());
+    let step = if grid.rows() > 1 { (grid.top(1) - grid.top(0)).unsigned_abs() } else { 0 };
+    let held = step.saturating_mul(touched - 1).saturating_add(grid.window());
     CanvasShape {
         height: grid.height(),
         width: grid.width(),
         channels,
-        held: grid.window().min(grid.height()),
+        held: held.min(grid.height()),
         bell: importance.bell().to_vec(),
         least_weight: Importance::LEAST_WEIGHT,
     }
@@ -156,6 +163,21 @@ mod tests {
             }
             blender.finish(&mut check).unwrap();
             prop_assert_eq!(rows, height);
+        }
+    }
+
+    #[test]
+    fn a_batch_has_room() {
+        let grid = WindowGrid::new(100, 40, 16, 0.25).unwrap();
+        assert_eq!((grid.rows(), grid.columns()), (8, 3));
+        let held = |batch| shape(&grid, 1, batch).held;
+        assert_eq!((held(1), held(2), held(4), held(5), held(1000)), (16, 28, 28, 40, 100));
+        let positions: Vec<WindowPosition> = grid.positions().collect();
+        for batch in 1..=positions.len() {
+            for windows in positions.windows(batch) {
+                let rows = windows[batch - 1].top + 16 - windows[0].top;
+                assert!(rows as usize <= held(batch), "{batch}");
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a backbone sees in an image: a pixel's features.
 
-use super::sliding::{DEFAULT_BATCH, Scaled, Settings, SlidingNetwork};
+use super::sliding::{Scaled, Settings, SlidingNetwork};
 use super::window::{WindowGrid, WindowPosition};
 use crate::image::{ImageSource, ImageView};
 use crate::memory::{product, reserve};
@@ -12,8 +12,9 @@ use crate::{Control, Device, Error, Result};
 pub struct FeatureOptions {
     /// Size of an image's pixel in micrometres; `None` believes the image.
     pub microns_per_pixel: Option<f64>,
-    /// Windows that go through the network at a time, at least 1. More cost memory and may be faster; results are the same.
-    pub batch: usize,
+    /// Windows that go through the network at a time, at least 1; `None` takes what suits the device, as far as its memory
+    /// goes. More cost memory and may be faster; results are the same.
+    pub batch: Option<usize>,
     /// Side of a window in pixels at the model's scale, rounded up to what the network can divide; `None` takes the model's.
     pub window: Option<usize>,
     /// Part of a window shared with its neighbour, in [0, 1); `None` takes the model's.
@@ -32,7 +33,7 @@ impl Default for FeatureOptions {
     fn default() -> Self {
         Self {
             microns_per_pixel: None,
-            batch: DEFAULT_BATCH,
+            batch: None,
             window: None,
             overlap: None,
             seed: 0,

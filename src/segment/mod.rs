@@ -19,4 +19,4 @@ pub use features::{FeatureMap, FeatureOptions, Features, WindowFeatures};
 pub use head::{fold_heads, head_shape};
 pub use rescale::Scaling;
 pub use segmenter::{RunReport, SegmentOptions, Segmentation, Segmenter};
-pub use sliding::DEFAULT_BATCH;
+pub use sliding::default_batch;

@@ -6,7 +6,8 @@ use super::band::{Band, BandContent, BandWriter};
 use super::blend::Blender;
 use super::head::{fold_heads, head_shape};
 use super::rescale::Scaling;
-use super::sliding::{DEFAULT_BATCH, Settings, SlidingNetwork};
+use super::sliding::{Settings, SlidingNetwork};
+use crate::engine::DeviceInfo;
 use crate::image::{ImageSource, ImageView};
 use crate::memory::{product, zeros};
 use crate::model::{Metadata, Model};
@@ -18,8 +19,9 @@ use crate::{Control, Device, Error, Result};
 pub struct SegmentOptions {
     /// Size of an image's pixel in micrometres; `None` believes the image.
     pub microns_per_pixel: Option<f64>,
-    /// Windows that go through the network at a time, at least 1. More cost memory and may be faster; results are the same.
-    pub batch: usize,
+    /// Windows that go through the network at a time, at least 1; `None` takes what suits the device, as far as its memory
+    /// goes. More cost memory and may be faster; results are the same.
+    pub batch: Option<usize>,
     /// Side of a window in pixels at the model's scale, rounded up to what the network can divide; `None` takes the model's.
     pub window: Option<usize>,
     /// Part of a window shared with its neighbour, in [0, 1); `None` takes the model's.
@@ -42,7 +44,7 @@ impl Default for SegmentOptions {
     fn default() -> Self {
         Self {
             microns_per_pixel: None,
-            batch: DEFAULT_BATCH,
+            batch: None,
             window: None,
             overlap: None,
             combine: Combine::Mean,
@@ -52,6 +54,15 @@ impl Default for SegmentOptions {
             corrupt: None,
             class: 0,
         }
+    }
+}
+
+/// What is said where probabilities are not finite.
+fn not_finite(device: &DeviceInfo) -> &'static str {
+    if device.precision == "f16" {
+        "are not finite: values of the network overflowed in f16; open the device in f32 (--precision f32)"
+    } else {
+        "are not finite: values of the network overflowed; its weights do not suit it or the image"
     }
 }
 
@@ -195,12 +206,13 @@ impl Segmenter {
         let scaled = self.network.scaled(height, width, source.microns_per_pixel())?;
         let grid = self.network.grid(&scaled)?;
         let channels = self.content.classes + usize::from(self.content.uncertainty);
-        let mut blender = Blender::on(self.network.device().engine(), &grid, channels)?;
+        let mut blender = Blender::on(self.network.device().engine(), &grid, channels, self.network.batch())?;
         let mut writer = BandWriter::new(
             (scaled.height, scaled.width),
             (height, width),
             scaled.scale,
             self.content,
+            not_finite(self.network.device().info()),
             sink,
         )?;
         self.network.run(source, &scaled, control, &mut |network, inputs, control, batch| {

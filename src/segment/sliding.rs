@@ -4,20 +4,29 @@ use super::cut::Cutter;
 use super::rescale::{Scaling, scale_between, scaled_side};
 use super::window::{WindowGrid, WindowPosition};
 use crate::corruption::NoiseKey;
-use crate::engine::{Inputs, Network};
+use crate::engine::{DeviceKind, Inputs, Network};
 use crate::image::ImageSource;
 use crate::memory::{product, reserve, zeros};
 use crate::model::{FeatureConfig, Layered, MapWeights, Metadata, Model, WeightSource};
 use crate::plan::{CorruptionOptions, HEAD_PREFIX, HeadShape, Plan, PlanOptions};
 use crate::{Control, Device, Error, Result};
 
-/// Windows at a time where nobody says otherwise.
-pub const DEFAULT_BATCH: usize = 1;
+/// Windows at a time where nobody says otherwise: one on the host, whose cores share the work of a window; on a GPU enough
+/// to fill it, and to make its weights and its calls worth their while.
+pub fn default_batch(kind: DeviceKind) -> usize {
+    match kind {
+        DeviceKind::Cpu | DeviceKind::SoftwareGpu => 1,
+        DeviceKind::DiscreteGpu
+        | DeviceKind::IntegratedGpu
+        | DeviceKind::VirtualGpu
+        | DeviceKind::OtherGpu => 16,
+    }
+}
 
 /// What segmentation and feature extraction have in common.
 pub(super) struct Settings {
     pub(super) microns_per_pixel: Option<f64>,
-    pub(super) batch: usize,
+    pub(super) batch: Option<usize>,
     pub(super) window: Option<usize>,
     pub(super) overlap: Option<f64>,
     pub(super) seed: u64,
@@ -73,7 +82,7 @@ impl SlidingNetwork {
         let unet = &metadata.unet;
         metadata.validate()?;
         settings.features.validate(unet, &metadata.corruption)?;
-        if settings.batch == 0 {
+        if settings.batch == Some(0) {
             return Err(Error::invalid("batch", "must be at least one window"));
         }
         if unet.num_classes.is_some_and(|classes| settings.class as usize >= classes) {
@@ -100,7 +109,7 @@ impl SlidingNetwork {
             window,
             overlap,
             corrupt,
-            batch: settings.batch,
+            batch: settings.batch.unwrap_or_else(|| default_batch(device.info().kind)),
             full: None,
             rest: None,
             images: Vec::new(),
@@ -114,6 +123,11 @@ impl SlidingNetwork {
     /// Side of a window in scaled pixels.
     pub(super) fn window(&self) -> usize {
         self.window
+    }
+
+    /// Windows that are run at a time.
+    pub(super) fn batch(&self) -> usize {
+        self.batch
     }
 
     pub(super) fn device(&self) -> &Device {
@@ -239,7 +253,8 @@ impl SlidingNetwork {
     /// Makes the network for batches of `size` windows unless it is there.
     fn prepare(&mut self, size: usize) -> Result<()> {
         let slot = if size == self.batch { &mut self.full } else { &mut self.rest };
-        if slot.as_ref().is_some_and(|network| network.plan().options.batch == size) {
+        let of_use = |network: &dyn Network| network.plan().options.batch == size && !network.is_lost();
+        if slot.as_deref().is_some_and(of_use) {
             return Ok(());
         }
         // Its memory is free before the new one's is taken.

@@ -69,6 +69,20 @@ pub(crate) fn head(channels: usize, classes: usize, salt: u64) -> Head {
 }
 
 pub(crate) fn model_of(metadata: Metadata, classes: usize) -> Result<Model> {
+    changed_model(metadata, classes, |_, _| ())
+}
+
+/// The model with one weight of its backbone multiplied.
+pub(crate) fn scaled_model(name: &str, scale: f32) -> Model {
+    let multiply = |own: &str, values: &mut Vec<f32>| {
+        if own == name {
+            values.iter_mut().for_each(|value| *value *= scale);
+        }
+    };
+    changed_model(metadata(), CLASSES, multiply).unwrap()
+}
+
+fn changed_model(metadata: Metadata, classes: usize, change: impl Fn(&str, &mut Vec<f32>)) -> Result<Model> {
     let options = PlanOptions {
         batch: 1,
         height: WINDOW,
@@ -82,7 +96,9 @@ pub(crate) fn model_of(metadata: Metadata, classes: usize) -> Result<Model> {
     let plan = Plan::new(&metadata.unet, options).unwrap();
     let mut backbone = MapWeights::default();
     for param in &plan.params {
-        backbone.insert(&param.name, &param.shape, weight(&param.name, &param.shape, 0));
+        let mut values = weight(&param.name, &param.shape, 0);
+        change(&param.name, &mut values);
+        backbone.insert(&param.name, &param.shape, values);
     }
     let of_slot: usize =
         metadata.features.blocks.iter().map(|block| metadata.unet.block_shape(*block).0).sum();

@@ -86,7 +86,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     features: FeatureArguments,
 
-    /// Windows at a time: more may be faster and take more memory
+    /// Windows at a time: more may be faster and take more memory [default: 1 on the host, up to 16 on a GPU]
     #[arg(long, value_name = "N", value_parser = positive, help_heading = "Computing")]
     batch: Option<usize>,
 
@@ -264,7 +264,7 @@ fn feature_options(arguments: &Arguments, backbone: &Model) -> FeatureOptions {
     let defaults = FeatureOptions::default();
     FeatureOptions {
         microns_per_pixel: arguments.mpp,
-        batch: arguments.batch.unwrap_or(defaults.batch),
+        batch: arguments.batch,
         window: arguments.features.window,
         overlap: arguments.features.overlap,
         seed: arguments.seed,

@@ -16,6 +16,9 @@ use crate::{Error, Result};
 /// Values that are handed out at a time.
 const MOST_VALUES: usize = 1 << 20;
 
+/// Windows that a dispatch adds; the shader's `MOST_PLACES` is the same.
+const MOST_PLACES: usize = 16;
+
 pub(crate) struct GpuCanvas {
     context: Arc<Context>,
     shape: CanvasShape,
@@ -64,14 +67,26 @@ impl GpuCanvas {
             return Err(Error::invalid("windows", format!("{} places for a batch", places.len())));
         }
         let corner = |at: isize| i32::try_from(at).map_err(|_| Error::invalid("window", "is too far away"));
-        let mut dispatches = Vec::with_capacity(places.len());
-        for (sample, place) in places.iter().enumerate() {
-            let mut params = words([height, width, held, channels, window])?;
-            params.extend([corner(place.top)?.cast_unsigned(), corner(place.left)?.cast_unsigned()]);
-            params.extend([word(sample)?, least_weight.to_bits()]);
+        let mut dispatches = Vec::with_capacity(places.len().div_ceil(MOST_PLACES));
+        for (index, places) in places.chunks(MOST_PLACES).enumerate() {
+            let rows = rectangle(places.iter().map(|place| place.top), window, height);
+            let columns = rectangle(places.iter().map(|place| place.left), window, width);
+            let pixels = rows.len() * columns.len();
+            if pixels == 0 {
+                continue;
+            }
+            let mut params = words([width, held, channels, window])?;
+            params.push(least_weight.to_bits());
+            params.extend(words([rows.start, columns.start, rows.len(), columns.len()])?);
+            params.extend(words([places.len(), index * MOST_PLACES, 0])?);
+            for place in places {
+                let corners = [corner(place.top)?, corner(place.left)?];
+                params.extend(corners.map(i32::cast_unsigned));
+                params.extend([0, 0]);
+            }
+            params.resize(12 + 4 * MOST_PLACES, 0);
             let params = self.params(params)?;
-            let pixels = window * window;
-            let work = 4.0 * (pixels * channels) as f64;
+            let work = (pixels * places.len() + 4 * places.len() * window * window * channels) as f64;
             let permutation = Permutation::plain(Shader::Blend, ValueType::F32);
             let groups = word(pixels.div_ceil(256))?;
             dispatches.push(Dispatch::new(
@@ -128,6 +143,13 @@ impl GpuCanvas {
         self.staging.buffer.unmap();
         Ok(values)
     }
+}
+
+/// What windows that begin at `starts` cover of a side of `size` pixels, with what lies between them.
+fn rectangle(starts: impl Iterator<Item = isize> + Clone, window: usize, size: usize) -> Range<usize> {
+    let first = starts.clone().min().unwrap_or(0).max(0).unsigned_abs();
+    let end = starts.max().unwrap_or(0).saturating_add_unsigned(window).max(0).unsigned_abs();
+    first.min(size)..end.min(size).max(first.min(size))
 }
 
 impl Canvas for GpuCanvas {

@@ -20,6 +20,9 @@ const SUBMISSION: Duration = Duration::from_millis(40);
 /// A device that has not finished a submission after so long never will.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Bytes of uploads after which they are handed over.
+const MOST_STAGED: u64 = 64 << 20;
+
 /// Multiplications a second that a device is believed to do before it was measured.
 const FIRST_PACE: f64 = 2e9;
 
@@ -40,6 +43,8 @@ pub struct Context {
     faults: Arc<Faults>,
     /// Multiplications a second.
     pace: Mutex<f64>,
+    /// Bytes of uploads that were not handed over yet.
+    staged: AtomicU64,
 }
 
 /// What the driver reported outside of any call.
@@ -108,6 +113,7 @@ impl Context {
             pipelines,
             faults,
             pace: Mutex::new(FIRST_PACE),
+            staged: AtomicU64::new(0),
         })
     }
 
@@ -205,8 +211,13 @@ impl Context {
 
     /// Waits for a submission (all of them without one) of `work` multiplications that the device began at `began`.
     pub fn wait(&self, submission: Option<wgpu::SubmissionIndex>, began: Instant, work: f64) -> Result<()> {
-        let poll = wgpu::PollType::Wait { submission_index: submission, timeout: Some(PATIENCE) };
-        match self.device.poll(poll) {
+        let poll = |timeout| {
+            let timeout = Some(timeout);
+            self.device.poll(wgpu::PollType::Wait { submission_index: submission.clone(), timeout })
+        };
+        // What is done already took less than the time until now.
+        let waited = work > 0.0 && poll(Duration::ZERO).is_err();
+        match poll(PATIENCE) {
             Ok(_) => {}
             Err(wgpu::PollError::Timeout) => {
                 return Err(Error::DeviceLost(format!(
@@ -218,11 +229,36 @@ impl Context {
         }
         if work > 0.0 {
             let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-            let measured = work / began.elapsed().as_secs_f64().max(1e-6);
-            // Small submissions are mostly overhead and tell little; growing in steps keeps one of them from misleading.
-            *pace = measured.clamp(*pace / 4.0, *pace * 4.0);
+            *pace = next_pace(*pace, work, began.elapsed(), waited);
         }
         Ok(())
+    }
+
+    /// Takes note of an upload of `bytes`. Uploads wait in memory of the host's until the next submission, which an empty one
+    /// is when there are many of them.
+    pub fn uploaded(&self, bytes: u64) {
+        if self.staged.fetch_add(bytes, Ordering::Relaxed) + bytes < MOST_STAGED {
+            return;
+        }
+        self.staged.store(0, Ordering::Relaxed);
+        self.queue.submit([]);
+        // Gives back the memory of those that are done; a failure shows in what comes next.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+    }
+}
+
+/// What to make of a submission of `work` multiplications that was done after `elapsed`. Whoever did not wait for it only
+/// knows that it was no slower than that.
+fn next_pace(pace: f64, work: f64, elapsed: Duration, waited: bool) -> f64 {
+    let measured = work / elapsed.as_secs_f64().max(1e-6);
+    if measured > pace {
+        // Growing in steps keeps an odd submission from misleading.
+        measured.min(4.0 * pace)
+    } else if waited && elapsed > SUBMISSION {
+        measured.max(pace / 4.0)
+    } else {
+        // Small submissions are mostly overhead and tell little; as long as they are short enough, nothing is wrong.
+        pace
     }
 }
 
@@ -253,5 +289,31 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         self.used.fetch_sub(self.size, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pace_of_a_fast_device_is_soon_known_and_kept() {
+        let fast = 6e13;
+        let overhead = Duration::from_micros(200);
+        let run = |pace: f64, work: f64, waited| {
+            next_pace(pace, work, overhead + Duration::from_secs_f64(work / fast), waited)
+        };
+        let mut pace = FIRST_PACE;
+        let mut submissions = 0;
+        while pace < fast / 10.0 {
+            pace = run(pace, pace * SUBMISSION.as_secs_f64(), true);
+            submissions += 1;
+        }
+        assert!(submissions <= 6, "{submissions}");
+        // Short submissions, and long ones that nobody waited for.
+        assert_eq!(run(pace, 1e6, true), pace);
+        assert_eq!(next_pace(pace, 1e9, Duration::from_secs(1), false), pace);
+        // One that takes too long.
+        assert_eq!(next_pace(pace, 1e9, Duration::from_secs(1), true), pace / 4.0);
     }
 }

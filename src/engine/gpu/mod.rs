@@ -18,6 +18,7 @@ mod memory;
 mod network;
 mod norm;
 mod normalise;
+mod pack;
 mod pipeline;
 #[doc(hidden)]
 pub mod prepare;

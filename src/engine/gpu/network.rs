@@ -14,7 +14,7 @@ use super::weights::{DeviceWeights, decode, write};
 use crate::Result;
 use crate::control::Control;
 use crate::corruption::NoiseKey;
-use crate::engine::{Canvas, CanvasPlace, Inputs, Network, canvas};
+use crate::engine::{Canvas, CanvasPlace, Inputs, Network, RunCost, canvas};
 use crate::model::WeightSource;
 use crate::plan::{Op, Plan, TensorId, memory};
 
@@ -62,6 +62,8 @@ pub(crate) struct GpuNetwork {
     pending: Option<Submitted>,
     timing: Option<Timing>,
     seconds: Vec<f64>,
+    /// Of the last run.
+    cost: RunCost,
 }
 
 impl GpuNetwork {
@@ -119,6 +121,7 @@ impl GpuNetwork {
             seconds: vec![0.0; plan.ops.len()],
             embeds: embeds(&plan),
             embedded: None,
+            cost: RunCost::default(),
             context,
             plan,
             prepared,
@@ -179,15 +182,22 @@ impl GpuNetwork {
             if known && self.embeds[index] {
                 continue;
             }
-            let timing = self.timing.as_ref().map(|timing| timing.of_operation(index));
+            let timing = self.timing.as_ref().and_then(|timing| timing.of_operation(index));
             encoder.operation(dispatches.iter(), timing.as_ref())?;
         }
         Ok(())
     }
 
     /// Computes everything and copies the results to the staging buffer.
-    fn compute(&self, control: &Control<'_>, pending: Option<Submitted>, known: bool) -> Result<()> {
+    fn compute(
+        &self,
+        inputs: &Inputs<'_>,
+        control: &Control<'_>,
+        pending: Option<Submitted>,
+        known: bool,
+    ) -> Result<RunCost> {
         let mut encoder = Encoder::new(&self.context, control, pending);
+        self.give(inputs, known);
         self.encode(&mut encoder, known)?;
         encoder.submit(|commands| {
             for output in &self.outputs {
@@ -205,7 +215,9 @@ impl GpuNetwork {
                 timing.resolve(commands);
             }
         })?;
-        encoder.wait()
+        let cost = encoder.cost();
+        encoder.wait()?;
+        Ok(cost)
     }
 
     /// The arena's bytes of the plan's only output, where that is f32.
@@ -240,9 +252,8 @@ impl Network for GpuNetwork {
         // A run that fails may have overwritten some of it.
         let embedded = self.embedded.take();
         let results = context.checked(|| {
-            self.give(inputs, known);
             let pending = self.pending.take();
-            self.compute(control, pending, known)?;
+            self.cost = self.compute(inputs, control, pending, known)?;
             if let Some(timing) = &self.timing {
                 self.seconds = timing.read(&context, self.prepared.steps.len())?;
             }
@@ -280,17 +291,18 @@ impl Network for GpuNetwork {
         control.check()?;
         let known = self.knows(inputs);
         let embedded = self.embedded.take();
-        let pending = context.checked(|| {
-            self.give(inputs, known);
+        let (pending, cost) = context.checked(|| {
             let pending = self.pending.take();
-            let blend = canvas.blend((&self.prepared.arena, output), places)?;
             let mut encoder = Encoder::new(&context, control, pending);
+            self.give(inputs, known);
+            let blend = canvas.blend((&self.prepared.arena, output), places)?;
             self.encode(&mut encoder, known)?;
             encoder.operation(blend.iter(), None)?;
             encoder.submit(|_| ())?;
-            Ok(encoder.leave())
+            let cost = encoder.cost();
+            Ok((encoder.leave(), cost))
         })?;
-        self.pending = pending;
+        (self.pending, self.cost) = (pending, cost);
         self.embedded = embedded.filter(|_| known).or_else(|| Some(Embedded::of(inputs)));
         Ok(())
     }
@@ -310,10 +322,18 @@ impl Network for GpuNetwork {
     fn device_bytes(&self) -> u64 {
         self.context.used.load(std::sync::atomic::Ordering::Relaxed)
     }
+
+    fn run_cost(&self) -> Option<RunCost> {
+        Some(self.cost)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.context.is_lost()
+    }
 }
 
 /// Whether each operation of a plan depends on timesteps and classes alone.
-fn embeds(plan: &Plan) -> Vec<bool> {
+pub(super) fn embeds(plan: &Plan) -> Vec<bool> {
     let mut known: HashSet<TensorId> = plan.timesteps.iter().copied().collect();
     let of_timesteps = |op: &Op| {
         let alone = match op {

@@ -1,13 +1,14 @@
 //! Work on its way to the device, in pieces that it finishes soon.
 
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::context::{Context, GRID_WIDTH, Memory, PATIENCE};
 use super::pipeline::Pipeline;
 use super::shader::{BindingKind, Permutation};
 use super::timing::OperationTiming;
 use crate::control::Control;
+use crate::engine::RunCost;
 use crate::{Error, Result};
 
 /// A call of a shader with everything it needs.
@@ -100,12 +101,30 @@ pub struct Encoder<'a> {
     /// Multiplications of the pieces.
     work: f64,
     previous: Option<Submitted>,
+    cost: RunCost,
+    began: Instant,
+    waited: Duration,
 }
 
 impl<'a> Encoder<'a> {
     /// `previous` is waited for once the next one is submitted.
     pub fn new(context: &'a Context, control: &'a Control<'a>, previous: Option<Submitted>) -> Self {
-        Self { context, control, pieces: Vec::new(), work: 0.0, previous }
+        Self {
+            context,
+            control,
+            pieces: Vec::with_capacity(512),
+            work: 0.0,
+            previous,
+            cost: RunCost::default(),
+            began: Instant::now(),
+            waited: Duration::ZERO,
+        }
+    }
+
+    /// What was handed over so far, and the host's time since the encoder was made, without what it waited for the device.
+    pub fn cost(&self) -> RunCost {
+        let host_seconds = self.began.elapsed().saturating_sub(self.waited).as_secs_f64();
+        RunCost { host_seconds, ..self.cost }
     }
 
     fn room(&self) -> f64 {
@@ -147,17 +166,25 @@ impl<'a> Encoder<'a> {
     /// something to do.
     pub fn submit(&mut self, last: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<()> {
         let mut encoder = self.context.device.create_command_encoder(&Default::default());
-        let mut pieces = std::mem::take(&mut self.pieces).into_iter().peekable();
+        self.cost.dispatches += self.pieces.len();
+        self.cost.submissions += 1;
+        let mut pieces = self.pieces.drain(..).peekable();
         while let Some(mut piece) = pieces.next() {
             // A pass has timestamps at its ends only; what needs none shares one.
             let alone = piece.timestamps.is_some();
             let descriptor =
                 wgpu::ComputePassDescriptor { label: None, timestamp_writes: piece.timestamps.take() };
             let mut pass = encoder.begin_compute_pass(&descriptor);
+            let mut bound: Option<&Dispatch> = None;
             loop {
                 let Piece { dispatch, first, count, .. } = piece;
-                pass.set_pipeline(&dispatch.pipeline.pipeline);
-                pass.set_bind_group(0, &dispatch.bindings, &[]);
+                if !bound.is_some_and(|bound| Arc::ptr_eq(&bound.pipeline, &dispatch.pipeline)) {
+                    pass.set_pipeline(&dispatch.pipeline.pipeline);
+                }
+                if !bound.is_some_and(|bound| std::ptr::eq(bound, dispatch)) {
+                    pass.set_bind_group(0, &dispatch.bindings, &[]);
+                }
+                bound = Some(dispatch);
                 pass.set_immediates(0, bytemuck::cast_slice(&[first, first + count]));
                 pass.dispatch_workgroups(count.min(GRID_WIDTH), count.div_ceil(GRID_WIDTH), 1);
                 match pieces.next_if(|next| !alone && next.timestamps.is_none()) {
@@ -166,6 +193,7 @@ impl<'a> Encoder<'a> {
                 }
             }
         }
+        drop(pieces);
         last(&mut encoder);
         let index = self.context.queue.submit([encoder.finish()]);
         let mut began = Instant::now();
@@ -180,7 +208,12 @@ impl<'a> Encoder<'a> {
     /// Waits for the last submission.
     pub fn wait(&mut self) -> Result<()> {
         match self.previous.take() {
-            Some(Submitted { index, began, work }) => self.context.wait(Some(index), began, work),
+            Some(Submitted { index, began, work }) => {
+                let since = Instant::now();
+                let result = self.context.wait(Some(index), began, work);
+                self.waited += since.elapsed();
+                result
+            }
             None => Ok(()),
         }
     }

@@ -1,11 +1,16 @@
 //! What a host may rely on when things go wrong; on every adapter that is found, software ones too.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::call::{Binding, Builder, Call, Parameters};
+use super::context::Context;
+use super::prepare::{place_vectors, places};
+use super::weights::Layout;
 use super::{GpuEngine, adapters};
-use crate::engine::{DeviceOptions, Engine, Inputs, Network, WeightCache};
+use crate::engine::{DeviceOptions, Engine, Inputs, Network, Precision, WeightCache};
 use crate::model::{MapWeights, UnetConfig};
-use crate::plan::{Plan, PlanOptions};
+use crate::plan::{Combine, HeadShape, Op, Param, Plan, PlanOptions, TensorInfo};
 use crate::{CancelToken, Control, Error};
 
 const SIDE: usize = 64;
@@ -39,6 +44,11 @@ fn plan_and_weights() -> (Plan, MapWeights) {
         head: None,
     };
     let plan = Plan::new(&config, options).unwrap();
+    let weights = weights_of(&plan);
+    (plan, weights)
+}
+
+fn weights_of(plan: &Plan) -> MapWeights {
     let mut weights = MapWeights::default();
     for param in &plan.params {
         let len = param.shape.iter().product::<usize>();
@@ -46,7 +56,7 @@ fn plan_and_weights() -> (Plan, MapWeights) {
         let values = (0..len).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0) / fan.sqrt()).collect();
         weights.insert(&param.name, &param.shape, values);
     }
-    (plan, weights)
+    weights
 }
 
 fn run(network: &mut dyn Network, control: &Control<'_>) -> crate::Result<Vec<f32>> {
@@ -182,6 +192,125 @@ fn classes_are_part_of_the_embedding() {
         let first = of_class(0);
         assert_ne!(of_class(2), first);
         assert_eq!(of_class(0), first);
+    }
+}
+
+#[test]
+fn more_operations_than_a_query_set_holds() {
+    const COUNT: usize = 2100;
+    let mut tensors = vec![TensorInfo::new(1, 1, 1)];
+    let mut ops = Vec::new();
+    for input in 0..COUNT {
+        tensors.push(TensorInfo::new(1, 1, 1));
+        let (weight, bias, output) = (0, 1, input + 1);
+        ops.push(Op::Linear { input, silu: false, weight, bias, label_embedding: None, output });
+    }
+    let param = |name: &str, shape: &[usize]| Param { name: name.into(), shape: shape.to_vec() };
+    let params = vec![param("weight", &[1, 1]), param("bias", &[1])];
+    let mut weights = MapWeights::default();
+    weights.insert("weight", &[1, 1], vec![1.0]);
+    weights.insert("bias", &[1], vec![0.5]);
+    let config = UnetConfig::mdm_paper();
+    let plan = Plan::assemble(config, 1, tensors, params, ops, vec![0], vec![COUNT]).unwrap();
+    for engine in engines(&DeviceOptions { precision: Precision::F32, ..DeviceOptions::default() }) {
+        let mut network = engine.prepare(plan.clone(), &weights, &WeightCache::default()).unwrap();
+        let timed = network.time_operations();
+        let inputs = Inputs { images: &[&[1.0]], timesteps: &[], classes: &[], noise: &[] };
+        let mut read = |_: usize, values: &[f32]| {
+            assert_eq!(values, [1.0 + 0.5 * COUNT as f32]);
+            Ok(())
+        };
+        network.run(&inputs, &Control::none(), &mut read).unwrap();
+        assert_eq!(network.op_seconds().len(), COUNT);
+        assert!(!timed || network.op_seconds()[0] > 0.0);
+        assert_eq!(network.run_cost().unwrap().dispatches, COUNT);
+    }
+}
+
+#[test]
+fn a_cache_keeps_models_of_other_sizes_apart() {
+    let (plan, weights) = plan_and_weights();
+    let config = UnetConfig { model_channels: 64, ..plan.config.clone() };
+    let wide = Plan::new(&config, plan.options.clone()).unwrap();
+    for engine in engines(&DeviceOptions::default()) {
+        let cache = WeightCache::default();
+        let fresh = || WeightCache::default();
+        let one = |plan: &Plan, weights: &MapWeights, cache: &WeightCache| {
+            run(&mut *engine.prepare(plan.clone(), weights, cache).unwrap(), &Control::none()).unwrap()
+        };
+        let wide_weights = weights_of(&wide);
+        for (plan, weights) in [(&plan, &weights), (&wide, &wide_weights), (&plan, &weights)] {
+            assert_eq!(one(plan, weights, &cache), one(plan, weights, &fresh()));
+        }
+    }
+}
+
+/// Parameters that are never read.
+struct Nothing;
+
+impl Parameters for Nothing {
+    fn weight(
+        &mut self,
+        _context: &Context,
+        _param: &Param,
+        _layout: Layout,
+        _calls: &mut Vec<Call>,
+    ) -> crate::Result<Binding> {
+        Ok(Binding::Vectors)
+    }
+
+    fn values(&self, _param: &Param) -> crate::Result<Vec<f32>> {
+        Ok(vec![0.0])
+    }
+}
+
+#[test]
+fn a_norm_takes_two_calls_and_the_embedding_none() {
+    let shape = HeadShape {
+        heads: 10,
+        hidden: (128, 32),
+        classes: 3,
+        normalise: false,
+        combine: Combine::Mean,
+        uncertainty: false,
+    };
+    let options = PlanOptions {
+        batch: 1,
+        height: 256,
+        width: 256,
+        timestep_slots: 1,
+        corruption: None,
+        blocks: vec![8, 9, 10, 11, 12],
+        image: false,
+        head: Some(shape),
+    };
+    let plan = Plan::new(&UnetConfig::mdm_paper(), options).unwrap();
+    let (places, classes) = place_vectors(&plan, places(plan.tensors.len(), &plan.ops), 1).unwrap();
+    for precision in [Precision::F32, Precision::F16] {
+        for engine in engines(&DeviceOptions { precision, ..DeviceOptions::default() }) {
+            let context = engine.context().unwrap();
+            let mut builder = Builder {
+                plan: &plan,
+                context: &context,
+                places: &places,
+                classes,
+                parameters: &mut Nothing,
+                calls: Vec::new(),
+                scratch: 0,
+            };
+            let (steps, _) = builder.operations().unwrap();
+            let embedding = super::network::embeds(&plan);
+            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+            let calls = || steps.iter().zip(&embedding).filter(|(_, embeds)| !**embeds).flat_map(|own| own.0);
+            for call in calls() {
+                *counts.entry(call.permutation.shader.name()).or_default() += 1;
+            }
+            let norms = plan.ops.iter().filter(|op| matches!(op, Op::NormCoefficients { .. })).count();
+            assert_eq!((counts["moments"], counts["norm_coefficients"]), (norms, norms));
+            let others = ["moments_sum", "linear", "normalise_scalars"];
+            assert!(!others.iter().any(|name| counts.contains_key(name)), "{counts:?}");
+            eprintln!("{precision:?}: {} calls, {counts:?}", calls().count());
+        }
     }
 }
 

@@ -37,8 +37,10 @@ impl Timing {
         })
     }
 
-    pub fn of_operation(&self, index: usize) -> OperationTiming<'_> {
-        OperationTiming { queries: &self.queries, first: 2 * index as u32 }
+    /// The timestamps of an operation; the first ones of a plan have some, as many as a query set holds.
+    pub fn of_operation(&self, index: usize) -> Option<OperationTiming<'_>> {
+        let first = u32::try_from(index).ok()?.checked_mul(2).filter(|first| first + 1 < self.count)?;
+        Some(OperationTiming { queries: &self.queries, first })
     }
 
     pub fn resolve(&self, commands: &mut wgpu::CommandEncoder) {
@@ -52,7 +54,7 @@ impl Timing {
         );
     }
 
-    /// Seconds of each operation of the last run.
+    /// Seconds of each operation of the last run, zeros where they have no timestamps.
     pub fn read(&self, context: &Context, operations: usize) -> Result<Vec<f64>> {
         let period = f64::from(context.queue.get_timestamp_period()) * 1e-9;
         let bytes = map(context, &self.read.buffer)?;

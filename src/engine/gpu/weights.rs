@@ -7,9 +7,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::context::{Context, Memory};
-use super::conv::TERM_PACK;
+use super::pack::{taps_first, winograd};
 use super::shader::ValueType;
-use crate::engine::winograd::{points as transformed_points, transform_filter};
 use crate::model::WeightSource;
 use crate::plan::{HEAD_PREFIX, Param};
 use crate::{Error, Result};
@@ -28,9 +27,12 @@ pub enum Layout {
     Winograd,
 }
 
+/// A parameter on a device, whose number comes first, by name and shape.
+type Key = (u64, String, Vec<usize>, Layout);
+
 /// Parameters of one model on all devices that it was used on.
 #[derive(Default)]
-pub struct DeviceWeights(HashMap<(u64, String, Layout), Arc<Memory>>);
+pub struct DeviceWeights(HashMap<Key, Arc<Memory>>);
 
 impl DeviceWeights {
     /// The parameter in the given layout, uploaded unless it is there already.
@@ -41,12 +43,12 @@ impl DeviceWeights {
         layout: Layout,
         weights: &dyn WeightSource,
     ) -> Result<Arc<Memory>> {
-        let key = (context.id, param.name.clone(), layout);
+        let key = (context.id, param.name.clone(), param.shape.clone(), layout);
         if let Some(known) = self.0.get(&key) {
             return Ok(known.clone());
         }
         // What belongs to a device that was lost is of no use any more.
-        self.0.retain(|(id, _, _), memory| *id == context.id || Arc::strong_count(memory) > 1);
+        self.0.retain(|(id, ..), memory| *id == context.id || Arc::strong_count(memory) > 1);
         let values = param.read(weights)?;
         let uploaded = Arc::new(match layout {
             Layout::Exact => upload(context, &param.name, &values, ValueType::F32)?,
@@ -66,31 +68,6 @@ impl DeviceWeights {
     }
 }
 
-fn taps_first(values: &[f32], shape: &[usize]) -> Vec<f32> {
-    let (outputs, inputs) = (shape[0], shape[1]);
-    let taps: usize = shape[2..].iter().product();
-    let mut packed = vec![0.0; (taps * inputs).next_multiple_of(TERM_PACK) * outputs];
-    for (out, filter) in values.chunks_exact(inputs * taps).enumerate() {
-        for (i, values) in filter.chunks_exact(taps).enumerate() {
-            for (tap, &value) in values.iter().enumerate() {
-                packed[(tap * inputs + i) * outputs + out] = value;
-            }
-        }
-    }
-    packed
-}
-
-fn winograd(values: &[f32], shape: &[usize]) -> Vec<f32> {
-    const POINTS: usize = transformed_points(4);
-    let (outputs, inputs) = (shape[0], shape[1]);
-    let mut packed = vec![0.0; POINTS * outputs * inputs];
-    for (index, filter) in values.chunks_exact(9).enumerate() {
-        let (out, i) = (index / inputs, index % inputs);
-        transform_filter(4, filter, |point, value| packed[(point * inputs + i) * outputs + out] = value);
-    }
-    packed
-}
-
 /// A buffer with `values` in the given format.
 pub fn upload(context: &Context, label: &str, values: &[f32], format: ValueType) -> Result<Memory> {
     let size = (values.len() * format.size()) as u64;
@@ -105,7 +82,13 @@ pub fn upload(context: &Context, label: &str, values: &[f32], format: ValueType)
         ));
     }
     let memory = context.buffer(label, size, wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST)?;
+    // What rounds to infinity there; not a number is none of these.
+    let fits = |value: &f32| value.abs() < f32::from(f16::MAX) + 16.0;
+    if let (ValueType::F16, Some(value)) = (format, values.iter().find(|value| !fits(value))) {
+        return Err(Error::tensor(label, format!("has a value of {value}, which f16 cannot hold; use f32")));
+    }
     write(context, &memory.buffer, 0, values, format);
+    context.uploaded(size);
     Ok(memory)
 }
 
@@ -115,9 +98,20 @@ pub fn write(context: &Context, buffer: &wgpu::Buffer, offset: u64, values: &[f3
     match format {
         ValueType::F32 => context.queue.write_buffer(buffer, offset, bytemuck::cast_slice(values)),
         ValueType::F16 => {
-            let mut halves = vec![f16::ZERO; values.len().next_multiple_of(2)];
-            halves[..values.len()].convert_from_f32_slice(values);
-            context.queue.write_buffer(buffer, offset, bytemuck::cast_slice(&halves));
+            let bytes = 2 * values.len().next_multiple_of(2) as u64;
+            let view = std::num::NonZeroU64::new(bytes)
+                .and_then(|bytes| context.queue.write_buffer_with(buffer, offset, bytes));
+            // Without one there is nothing to write, or an error that the scope around all this has seen.
+            let Some(mut view) = view else { return };
+            let mut halves = [f16::ZERO; 4096];
+            let mut at = 0;
+            for values in values.chunks(halves.len()) {
+                let count = values.len().next_multiple_of(2);
+                halves[count - 1] = f16::ZERO;
+                halves[..values.len()].convert_from_f32_slice(values);
+                view.slice(at..at + 2 * count).copy_from_slice(bytemuck::cast_slice(&halves[..count]));
+                at += 2 * count;
+            }
         }
     }
 }

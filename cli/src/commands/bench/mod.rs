@@ -146,6 +146,7 @@ impl Setting<'_> {
 
         let mut operations = operations(&plan, value_bytes(info));
         let mut with_results = None;
+        let (mut cost, mut host_ms) = (None, None);
         let mut arena_mb = plan.arena_bytes() as f64 / 1e6;
         let mut device_memory = network.device_bytes();
         let mut seconds;
@@ -156,7 +157,14 @@ impl Setting<'_> {
             arena_mb = activations as f64 / 1e6;
             device_memory = device_memory.max(network.device_bytes());
             bench.warm_up(&mut *network)?;
-            seconds = bench.runs(&mut *network, arguments.runs)?;
+            let mut host_seconds = Vec::with_capacity(arguments.runs);
+            seconds = Vec::with_capacity(arguments.runs);
+            for _ in 0..arguments.runs {
+                seconds.push(bench.run(&mut *network)?);
+                cost = network.run_cost();
+                host_seconds.extend(cost.map(|cost| cost.host_seconds));
+            }
+            host_ms = (!host_seconds.is_empty()).then(|| 1e3 * median(&mut host_seconds));
             bench.time_operations(&mut *network, arguments.runs.min(FEW_RUNS), &mut operations)?;
         } else {
             let mut sums = vec![0.0; operations.len()];
@@ -182,6 +190,9 @@ impl Setting<'_> {
             min_ms: seconds[0] * 1e3,
             windows_per_second: batch as f64 / median,
             with_results_ms: with_results.map(|seconds| seconds * 1e3),
+            dispatches: cost.map(|cost| cost.dispatches),
+            submissions: cost.map(|cost| cost.submissions),
+            host_ms,
             gflop,
             gflop_per_second: gflop / median,
             peak_memory_mb: peak_memory_mb(),

@@ -25,6 +25,12 @@ pub(super) struct Report {
     pub(super) windows_per_second: f64,
     /// Median of one batch with all its features brought to the host; absent where they are there anyway.
     pub(super) with_results_ms: Option<f64>,
+    /// Calls of shaders for one batch; absent on the CPU.
+    pub(super) dispatches: Option<usize>,
+    /// Times that they were handed over.
+    pub(super) submissions: Option<usize>,
+    /// Of one batch, what the host takes to upload, encode and hand over, in the median; absent on the CPU.
+    pub(super) host_ms: Option<f64>,
     /// Of one batch.
     pub(super) gflop: f64,
     pub(super) gflop_per_second: f64,
@@ -133,6 +139,13 @@ impl Report {
             "median {:.1} ms, best {:.1} ms, {:.3} windows/s, {:.1} GFLOP/s of direct products",
             self.median_ms, self.min_ms, self.windows_per_second, self.gflop_per_second
         ));
+        if let (Some(dispatches), Some(submissions), Some(host)) =
+            (self.dispatches, self.submissions, self.host_ms)
+        {
+            lines.push(format!(
+                "{dispatches} dispatches a batch in {submissions} submissions, which take the host {host:.2} ms"
+            ));
+        }
         if let Some(milliseconds) = self.with_results_ms {
             lines.push(format!(
                 "median {milliseconds:.1} ms with all features brought to the host, which segmenting does not need"
