@@ -72,6 +72,13 @@ impl Cooperative {
     pub const ATTENTION: Self = Self { terms: 64, ..Self::VULKAN };
     /// The same up to 128.
     pub const WIDE_ATTENTION: Self = Self { terms: 128, ..Self::VULKAN };
+    /// The second layer of heads.
+    pub const HEAD: Self = Self { terms: 64, ..Self::VULKAN };
+
+    /// Whether it is made for the units that a device has.
+    pub fn is_for(self, device: Option<Self>) -> bool {
+        device.is_some_and(|unit| (unit.size, unit.subgroup) == (self.size, self.subgroup))
+    }
 
     /// Rows and columns of a workgroup's tile.
     pub fn tile(self) -> u32 {
@@ -137,6 +144,7 @@ shaders! {
     FeatureNorm "feature_norm",
     FeatureNormSum "feature_norm_sum",
     HeadCombine "head_combine",
+    HeadCooperative "head_cooperative",
     HeadLogits "head_logits",
     HeadPatches "head_patches",
     HidePatches "hide_patches",
@@ -164,7 +172,7 @@ impl Shader {
             | Self::WinogradInput
             | Self::WinogradOutput
             | Self::WinogradProduct => &[ValueType::F32],
-            Self::AttentionCooperative | Self::ConvCooperative => &[ValueType::F16],
+            Self::AttentionCooperative | Self::ConvCooperative | Self::HeadCooperative => &[ValueType::F16],
             _ => &ValueType::ALL,
         }
     }
@@ -174,6 +182,7 @@ const SHARED: &[(&str, &str)] = &[
     ("activation", include_str!("../../../shaders/shared/activation.wgsl")),
     ("bilinear", include_str!("../../../shaders/shared/bilinear.wgsl")),
     ("epilogue", include_str!("../../../shaders/shared/epilogue.wgsl")),
+    ("head", include_str!("../../../shaders/shared/head.wgsl")),
     ("philox", include_str!("../../../shaders/shared/philox.wgsl")),
     ("rows", include_str!("../../../shaders/shared/rows.wgsl")),
     ("split", include_str!("../../../shaders/shared/split.wgsl")),
@@ -220,6 +229,7 @@ impl Permutation {
                     Shader::AttentionCooperative => {
                         &[Some(Cooperative::ATTENTION), Some(Cooperative::WIDE_ATTENTION)]
                     }
+                    Shader::HeadCooperative => &[Some(Cooperative::HEAD)],
                     Shader::ConvCooperative => &[Some(Cooperative::VULKAN), Some(Cooperative::METAL)],
                     _ => &[None],
                 };
