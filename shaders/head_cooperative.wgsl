@@ -7,6 +7,7 @@ const THREADS: u32 = 4u * SUBGROUP;
 const PIXELS: u32 = PATCH_HEIGHT * PATCH_WIDTH;
 // Activations of the second layer at a time; of the first it is TERMS.
 const OUTPUTS: u32 = 32u;
+const BIASES: u32 = TERMS / 4u;
 // Lengths of rows, of eight f16 or four f32 each, so that neighbouring rows begin in different banks.
 const LEFT_STRIDE: u32 = TERMS / 8u + 1u;
 const RIGHT_STRIDE: u32 = OUTPUTS / 8u + 1u;
@@ -32,10 +33,10 @@ fn fill_left(head: u32, chunk: u32, scale: f32, thread: u32) {
         var a = vec4(0.0);
         var b = vec4(0.0);
         if chunk + 8u * part < p.hidden_first {
-            a = activations(channel, pixel / PATCH_WIDTH, pixel % PATCH_WIDTH, scale);
+            a = activations(channel, 2u * part, pixel / PATCH_WIDTH, pixel % PATCH_WIDTH, scale);
         }
         if chunk + 8u * part + 4u < p.hidden_first {
-            b = activations(channel + 4u, pixel / PATCH_WIDTH, pixel % PATCH_WIDTH, scale);
+            b = activations(channel + 4u, 2u * part + 1u, pixel / PATCH_WIDTH, pixel % PATCH_WIDTH, scale);
         }
         exchange[pixel * LEFT_STRIDE + part] = bitcast<vec4<f32>>(packed(a, b));
     }
@@ -107,6 +108,7 @@ fn main(
         var s10 = Sums();
         var s11 = Sums();
         for (var chunk = 0u; chunk < p.hidden_first; chunk += TERMS) {
+            find_biases(head, chunk, thread);
             workgroupBarrier();
             fill_left(head, chunk, scale, thread);
             fill_right(second_weight + head * p.hidden_second * p.hidden_first, chunk, second, thread);

@@ -7,6 +7,7 @@
 const THREADS: u32 = 64u;
 // Activations of the first and of the second layer at a time.
 const CHUNK: u32 = 16u;
+const BIASES: u32 = CHUNK / 4u;
 const OUTPUTS: u32 = 32u;
 // Labels whose logits are added up at a time.
 const LABELS: u32 = 4u;
@@ -32,10 +33,10 @@ fn fill_tile(head: u32, chunk: u32, scale: f32, thread: u32) {
             let channel = head * p.hidden_first + chunk + 4u * quad;
             let row = group / (PATCH_WIDTH / 4u);
             let column = group % (PATCH_WIDTH / 4u) * 4u;
-            v0 = activations(channel, row, column, scale);
-            v1 = activations(channel, row, column + 1u, scale);
-            v2 = activations(channel, row, column + 2u, scale);
-            v3 = activations(channel, row, column + 3u, scale);
+            v0 = activations(channel, quad, row, column, scale);
+            v1 = activations(channel, quad, row, column + 1u, scale);
+            v2 = activations(channel, quad, row, column + 2u, scale);
+            v3 = activations(channel, quad, row, column + 3u, scale);
         }
         let to = 4u * quad * STRIDE + group;
         tile[to] = vec4(v0.x, v1.x, v2.x, v3.x);
@@ -105,6 +106,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         var b6 = vec4(0.0);
         var b7 = vec4(0.0);
         for (var chunk = 0u; chunk < p.hidden_first; chunk += CHUNK) {
+            find_biases(head, chunk, thread);
             workgroupBarrier();
             fill_tile(head, chunk, scale, thread);
             fill_weights(second_weight + head * p.hidden_second * p.hidden_first, chunk, second, thread);

@@ -45,6 +45,8 @@ struct Place {
 }
 var<workgroup> place_rows: array<Place, 5 * 8>;
 var<workgroup> place_columns: array<Place, 5 * 16>;
+// The first layer's, of the BIASES times four activations that are computed next.
+var<workgroup> biases: array<vec4<f32>, BIASES>;
 
 fn size_of_map(map: u32) -> vec2<u32> {
     return vec2(p.heights[map / 4u][map % 4u], p.widths[map / 4u][map % 4u]);
@@ -102,8 +104,18 @@ fn find_places(sample: u32, top: u32, left: u32, thread: u32) {
     }
 }
 
-// Activations of the first layer, four from `channel` of all heads' on, at a row and a column of the patch.
-fn activations(channel: u32, patch_row: u32, patch_column: u32, scale: f32) -> vec4<f32> {
+fn find_biases(head: u32, chunk: u32, thread: u32) {
+    for (var i = thread; i < BIASES; i += THREADS) {
+        let at = head * p.hidden_first + chunk + 4u * i;
+        if chunk + 4u * i < p.hidden_first {
+            biases[i] = vec4(weights[at], weights[at + 1u], weights[at + 2u], weights[at + 3u]);
+        }
+    }
+}
+
+// Activations of the first layer, four from `channel` of all heads' on, at a row and a column of the patch. `quad` is their place
+// among the biases.
+fn activations(channel: u32, quad: u32, patch_row: u32, patch_column: u32, scale: f32) -> vec4<f32> {
     var sum = vec4(0.0);
     for (var map = 0u; map < p.maps; map++) {
         var row = place_rows[map * PATCH_HEIGHT + patch_row];
@@ -111,8 +123,7 @@ fn activations(channel: u32, patch_row: u32, patch_column: u32, scale: f32) -> v
         row.second += channel / 4u;
         sum += upsampled(map, row, place_columns[map * PATCH_WIDTH + patch_column]);
     }
-    let bias = vec4(weights[channel], weights[channel + 1u], weights[channel + 2u], weights[channel + 3u]);
-    return max(fma(sum, vec4(scale), bias), vec4(0.0));
+    return max(fma(sum, vec4(scale), biases[quad]), vec4(0.0));
 }
 
 // A weight of the second or third layer, or a bias of the second; zero beyond its last.
