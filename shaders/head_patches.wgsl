@@ -2,44 +2,12 @@
 // 16 x 8 pixels of one head: where they lie in each map is found once for each row and column.
 #import split
 #import bilinear
+#import head
 
-struct Params {
-    // Pixels of all samples.
-    rows: u32,
-    height: u32,
-    width: u32,
-    heads: u32,
-    hidden_first: u32,
-    hidden_second: u32,
-    classes: u32,
-    // First of the heads that are computed.
-    first_head: u32,
-    // Number of maps, at most 5, and their sizes.
-    maps: u32,
-    heights: array<vec4<u32>, 2>,
-    widths: array<vec4<u32>, 2>,
-    // 0, or one more than the place of the features' norm among the vectors.
-    feature_norm: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
-// First bias [heads * first], second weight [heads][second][first] and bias, third weight [heads][classes][second] and bias.
-@group(0) @binding(1) var<storage, read> weights: array<f32>;
-@group(0) @binding(2) var<storage, read_write> vectors: array<f32>;
-// [samples][heights[i]][widths[i]][heads * first], four each
-@group(0) @binding(3) var<storage, read_write> map_0: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> map_1: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> map_2: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> map_3: array<vec4<f32>>;
-@group(0) @binding(7) var<storage, read_write> map_4: array<vec4<f32>>;
-// [heads that are computed][rows][classes]
-@group(0) @binding(8) var<storage, read_write> logits: array<f32>;
-
-const PATCH_HEIGHT: u32 = 8u;
-const PATCH_WIDTH: u32 = 16u;
 const THREADS: u32 = 64u;
 // Activations of the first and of the second layer at a time.
 const CHUNK: u32 = 16u;
+const BIASES: u32 = CHUNK / 4u;
 const OUTPUTS: u32 = 32u;
 // Labels whose logits are added up at a time.
 const LABELS: u32 = 4u;
@@ -47,76 +15,10 @@ const LABELS: u32 = 4u;
 const GROUPS: u32 = PATCH_HEIGHT * PATCH_WIDTH / 4u;
 const STRIDE: u32 = GROUPS + 1u;
 
-// Where a row or a column of the patch lies in each map: two places that are added to each other's, and the second's share.
-struct Place {
-    first: u32,
-    second: u32,
-    share: f32,
-    // Whether the map is as large as the image.
-    whole: u32,
-}
-var<workgroup> place_rows: array<Place, 5 * 8>;
-var<workgroup> place_columns: array<Place, 5 * 16>;
 // [activations of the first layer][pixels], later a quarter of the logits each
 var<workgroup> tile: array<vec4<f32>, 16 * 33>;
 // [first][second]
 var<workgroup> weight_tile: array<vec4<f32>, 16 * 8>;
-
-fn size_of_map(map: u32) -> vec2<u32> {
-    return vec2(p.heights[map / 4u][map % 4u], p.widths[map / 4u][map % 4u]);
-}
-
-fn map_at(map: u32, at: u32) -> vec4<f32> {
-    switch map {
-        case 0u: { return map_0[at]; }
-        case 1u: { return map_1[at]; }
-        case 2u: { return map_2[at]; }
-        case 3u: { return map_3[at]; }
-        default: { return map_4[at]; }
-    }
-}
-
-// Upper left, upper right, lower left, lower right.
-struct Taps {
-    a: vec4<f32>,
-    b: vec4<f32>,
-    c: vec4<f32>,
-    d: vec4<f32>,
-}
-
-fn taps_at(map: u32, a: u32, b: u32, c: u32, d: u32) -> Taps {
-    switch map {
-        case 0u: { return Taps(map_0[a], map_0[b], map_0[c], map_0[d]); }
-        case 1u: { return Taps(map_1[a], map_1[b], map_1[c], map_1[d]); }
-        case 2u: { return Taps(map_2[a], map_2[b], map_2[c], map_2[d]); }
-        case 3u: { return Taps(map_3[a], map_3[b], map_3[c], map_3[d]); }
-        default: { return Taps(map_4[a], map_4[b], map_4[c], map_4[d]); }
-    }
-}
-
-fn upsampled(map: u32, row: Place, column: Place) -> vec4<f32> {
-    if row.whole != 0u {
-        return map_at(map, row.first + column.first);
-    }
-    let taps = taps_at(map, row.first + column.first, row.first + column.second, row.second + column.first, row.second + column.second);
-    return mix(mix(taps.a, taps.b, column.share), mix(taps.c, taps.d, column.share), row.share);
-}
-
-// Finds `place_rows` and `place_columns`.
-fn find_places(sample: u32, top: u32, left: u32, thread: u32) {
-    let quads = p.heads * p.hidden_first / 4u;
-    for (var i = thread; i < p.maps * PATCH_HEIGHT; i += THREADS) {
-        let size = size_of_map(i / PATCH_HEIGHT);
-        let rows = between(min(top + i % PATCH_HEIGHT, p.height - 1u), p.height, size.x);
-        let image = sample * size.x;
-        let whole = u32(all(size == vec2(p.height, p.width)));
-        place_rows[i] = Place((image + rows.first) * size.y * quads, (image + rows.second) * size.y * quads, rows.share, whole);
-    }
-    for (var i = thread; i < p.maps * PATCH_WIDTH; i += THREADS) {
-        let columns = between(min(left + i % PATCH_WIDTH, p.width - 1u), p.width, size_of_map(i / PATCH_WIDTH).y);
-        place_columns[i] = Place(columns.first * quads, columns.second * quads, columns.share, 0u);
-    }
-}
 
 // Fills `tile`: four activations of the first layer at four neighbouring pixels at a time.
 fn fill_tile(head: u32, chunk: u32, scale: f32, thread: u32) {
@@ -129,21 +31,12 @@ fn fill_tile(head: u32, chunk: u32, scale: f32, thread: u32) {
         var v3 = vec4(0.0);
         if chunk + 4u * quad < p.hidden_first {
             let channel = head * p.hidden_first + chunk + 4u * quad;
-            for (var map = 0u; map < p.maps; map++) {
-                var row = place_rows[map * PATCH_HEIGHT + group / (PATCH_WIDTH / 4u)];
-                row.first += channel / 4u;
-                row.second += channel / 4u;
-                let column = map * PATCH_WIDTH + group % (PATCH_WIDTH / 4u) * 4u;
-                v0 += upsampled(map, row, place_columns[column]);
-                v1 += upsampled(map, row, place_columns[column + 1u]);
-                v2 += upsampled(map, row, place_columns[column + 2u]);
-                v3 += upsampled(map, row, place_columns[column + 3u]);
-            }
-            let bias = vec4(weights[channel], weights[channel + 1u], weights[channel + 2u], weights[channel + 3u]);
-            v0 = max(fma(v0, vec4(scale), bias), vec4(0.0));
-            v1 = max(fma(v1, vec4(scale), bias), vec4(0.0));
-            v2 = max(fma(v2, vec4(scale), bias), vec4(0.0));
-            v3 = max(fma(v3, vec4(scale), bias), vec4(0.0));
+            let row = group / (PATCH_WIDTH / 4u);
+            let column = group % (PATCH_WIDTH / 4u) * 4u;
+            v0 = activations(channel, quad, row, column, scale);
+            v1 = activations(channel, quad, row, column + 1u, scale);
+            v2 = activations(channel, quad, row, column + 2u, scale);
+            v3 = activations(channel, quad, row, column + 3u, scale);
         }
         let to = 4u * quad * STRIDE + group;
         tile[to] = vec4(v0.x, v1.x, v2.x, v3.x);
@@ -151,15 +44,6 @@ fn fill_tile(head: u32, chunk: u32, scale: f32, thread: u32) {
         tile[to + 2u * STRIDE] = vec4(v0.z, v1.z, v2.z, v3.z);
         tile[to + 3u * STRIDE] = vec4(v0.w, v1.w, v2.w, v3.w);
     }
-}
-
-// A weight of the second or third layer, or a bias of the second; zero beyond its last.
-fn weight_at(at: u32, output: u32) -> f32 {
-    var value = 0.0;
-    if output < p.hidden_second {
-        value = weights[at];
-    }
-    return value;
 }
 
 fn fill_weights(start: u32, chunk: u32, second: u32, thread: u32) {
@@ -175,12 +59,6 @@ fn fill_weights(start: u32, chunk: u32, second: u32, thread: u32) {
         }
         weight_tile[i % CHUNK * (OUTPUTS / 4u) + i / CHUNK] = value;
     }
-}
-
-// Four weights of the third layer or biases of the second.
-fn four_weights(start: u32, output: u32) -> vec4<f32> {
-    let at = start + output;
-    return vec4(weight_at(at, output), weight_at(at + 1u, output + 1u), weight_at(at + 2u, output + 2u), weight_at(at + 3u, output + 3u));
 }
 
 @compute @workgroup_size(64)
@@ -228,6 +106,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         var b6 = vec4(0.0);
         var b7 = vec4(0.0);
         for (var chunk = 0u; chunk < p.hidden_first; chunk += CHUNK) {
+            find_biases(head, chunk, thread);
             workgroupBarrier();
             fill_tile(head, chunk, scale, thread);
             fill_weights(second_weight + head * p.hidden_second * p.hidden_first, chunk, second, thread);

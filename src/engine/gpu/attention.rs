@@ -44,14 +44,10 @@ pub(super) fn attention(builder: &mut Builder<'_>, op: &Op) -> Result<()> {
 
 /// The smallest permutation on matrix units for heads of `width` channels, where there is one.
 fn matrix_units(builder: &Builder<'_>, width: usize) -> Option<Cooperative> {
-    let has = |known: Cooperative| {
-        let of_device = |unit: Cooperative| (unit.size, unit.subgroup) == (known.size, known.subgroup);
-        builder.context.cooperative.is_some_and(of_device)
-    };
     if builder.value() != ValueType::F16 || !width.is_multiple_of(COOPERATIVE_PACK) {
         return None;
     }
     [Cooperative::ATTENTION, Cooperative::WIDE_ATTENTION]
         .into_iter()
-        .find(|&unit| has(unit) && width <= unit.terms as usize)
+        .find(|unit| unit.is_for(builder.context.cooperative) && width <= unit.terms as usize)
 }

@@ -13,7 +13,7 @@ const LEAST_STEPS: usize = 16;
 const SUBGROUPS: usize = 1056;
 
 /// How fast the fragments are, in the order of `Fragments::ALL`, relative to the first.
-const RATES: [f64; 7] = [1.0, 0.95, 1.0, 0.9, 0.85, 0.6, 0.6];
+const RATES: [f64; 8] = [1.0, 0.75, 0.7, 0.6, 0.63, 0.52, 0.36, 0.63];
 
 /// What a tile's start and end cost, in steps.
 const STEPS_AROUND: usize = 6;
@@ -72,13 +72,14 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
         builder.context.cooperative.filter(|unit| builder.value() == ValueType::F16 && packed(unit.pack));
     let (permutation, tiles, splits) = match unit {
         Some(unit) => {
-            let (fragments, splits) = division(unit, rows, columns, steps(unit.terms));
+            let (fragments, splits) = division(unit, rows, columns, &steps);
             let shader =
                 if unit == Cooperative::METAL { Shader::ConvSimdgroup } else { Shader::ConvCooperative };
             let plain = builder.plain(shader);
             let (tile_rows, tile_columns) = fragments.tile(unit);
             let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
-            (Permutation { result, cooperative: Some(unit), fragments, ..plain }, tiles, splits)
+            let permutation = Permutation { result, cooperative: Some(unit), fragments, ..plain };
+            (permutation.with_own_terms(), tiles, splits)
         }
         None => {
             let count = |tile: Tile| {
@@ -142,17 +143,22 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
 
 /// Which fragments a product on matrix units is made of, and into how many parts its `steps` through the terms are divided: the
 /// least time by a model in which the device's subgroups finish waves of tiles.
-fn division(unit: Cooperative, rows: usize, columns: usize, steps: usize) -> (Fragments, usize) {
+fn division(
+    unit: Cooperative,
+    rows: usize,
+    columns: usize,
+    steps: &dyn Fn(u32) -> usize,
+) -> (Fragments, usize) {
     if unit == Cooperative::METAL {
         let (tile_rows, tile_columns) = Fragments::METAL.tile(unit);
         let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
-        return (Fragments::METAL, (ENOUGH_WORKGROUPS / tiles).min(steps / LEAST_STEPS).max(1));
+        return (Fragments::METAL, (ENOUGH_WORKGROUPS / tiles).min(steps(unit.terms) / LEAST_STEPS).max(1));
     }
     if let Some(forced) = std::env::var("MDM_FRAGMENTS").ok().and_then(|text| text.parse::<usize>().ok()) {
         let fragments = Fragments::ALL[forced];
         let (tile_rows, tile_columns) = fragments.tile(unit);
         let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
-        return (fragments, (ENOUGH_WORKGROUPS / tiles).min(steps / LEAST_STEPS).max(1));
+        return (fragments, (ENOUGH_WORKGROUPS / tiles).min(steps(fragments.terms) / LEAST_STEPS).max(1));
     }
     let mut best = (f64::INFINITY, (Fragments::ALL[0], 1));
     for (fragments, rate) in Fragments::ALL.into_iter().zip(RATES) {
@@ -160,7 +166,8 @@ fn division(unit: Cooperative, rows: usize, columns: usize, steps: usize) -> (Fr
         let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
         let subgroups = (fragments.threads(unit) / unit.subgroup) as usize;
         let at_once = SUBGROUPS / subgroups;
-        let step = f64::from(tile_rows * tile_columns) / subgroups as f64 / rate;
+        let steps = steps(fragments.terms);
+        let step = f64::from(tile_rows * tile_columns * fragments.terms) / 32.0 / subgroups as f64 / rate;
         for splits in (0..6).map(|power| 1 << power).take_while(|splits| splits * 4 <= steps.max(4)) {
             let waves = (tiles * splits).div_ceil(at_once);
             let mut time = waves as f64 * (steps.div_ceil(splits) + STEPS_AROUND) as f64 * step;

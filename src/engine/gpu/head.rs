@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::call::{Binding, Builder, Call, word, words};
-use super::shader::{Shader, ValueType};
+use super::shader::{Cooperative, Permutation, Shader, ValueType};
 use super::weights::upload;
 use crate::plan::{Combine, Op};
 use crate::{Error, Result};
@@ -83,6 +83,16 @@ pub(super) fn head(builder: &mut Builder<'_>, op: &Op) -> Result<()> {
     }
     let norm = feature_norm.map_or(Ok(0), |id| builder.vector(id).map(|at| at + 1))?;
     let hidden = shape.hidden.0 + shape.hidden.0 * shape.hidden.1 + shape.hidden.1 * classes;
+    let patches = builder.batch() * height.div_ceil(PATCH.0) * width.div_ceil(PATCH.1);
+    let unit = Cooperative::HEAD;
+    let (permutation, blocks) = if !shape.hidden.0.is_multiple_of(4) {
+        (builder.plain(Shader::HeadLogits), rows.div_ceil(PIXELS))
+    } else if builder.value() == ValueType::F16 && unit.is_for(builder.context.cooperative) {
+        let permutation = builder.plain(Shader::HeadCooperative);
+        (Permutation { cooperative: Some(unit), ..permutation }, patches)
+    } else {
+        (builder.plain(Shader::HeadPatches), patches)
+    };
     for first in (0..shape.heads).step_by(here) {
         let count = here.min(shape.heads - first);
         let mut params = words([
@@ -107,14 +117,8 @@ pub(super) fn head(builder: &mut Builder<'_>, op: &Op) -> Result<()> {
             (8, Binding::Scratch { start, len: 4 * logits }),
         ];
         bindings.extend(maps.iter().cloned());
-        let (shader, blocks) = if shape.hidden.0.is_multiple_of(4) {
-            let patches = height.div_ceil(PATCH.0) * width.div_ceil(PATCH.1);
-            (Shader::HeadPatches, builder.batch() * patches)
-        } else {
-            (Shader::HeadLogits, rows.div_ceil(PIXELS))
-        };
         builder.calls.push(Call {
-            permutation: builder.plain(shader),
+            permutation,
             params,
             bindings,
             workgroups: word(count * blocks)?,

@@ -74,6 +74,13 @@ impl Cooperative {
     pub const ATTENTION: Self = Self { terms: 64, ..Self::VULKAN };
     /// The same up to 128.
     pub const WIDE_ATTENTION: Self = Self { terms: 128, ..Self::VULKAN };
+    /// The second layer of heads.
+    pub const HEAD: Self = Self { terms: 64, ..Self::VULKAN };
+
+    /// Whether it is made for the units that a device has.
+    pub fn is_for(self, device: Option<Self>) -> bool {
+        device.is_some_and(|unit| (unit.size, unit.subgroup) == (self.size, self.subgroup))
+    }
 
     /// Whether factors are moved as the bits of f32, and their matrices' type is set by the host: see `spirv`.
     pub fn moves_bits(self) -> bool {
@@ -88,20 +95,23 @@ pub struct Fragments {
     pub subgroups: (u32, u32),
     /// Matrices of a subgroup along the rows and along the columns.
     pub own: (u32, u32),
+    /// Terms that are held in workgroup memory at a time.
+    pub terms: u32,
 }
 
 impl Fragments {
     /// What Metal's shader has.
-    pub const METAL: Self = Self { subgroups: (2, 4), own: (4, 2) };
-    /// Those of `conv_cooperative`, in the order in which they are preferred where they are equally fast.
-    pub const ALL: [Self; 7] = [
-        Self { subgroups: (2, 4), own: (4, 3) },
-        Self { subgroups: (2, 4), own: (4, 2) },
-        Self { subgroups: (2, 2), own: (4, 4) },
-        Self { subgroups: (2, 2), own: (4, 3) },
-        Self { subgroups: (2, 2), own: (4, 2) },
-        Self { subgroups: (4, 1), own: (2, 2) },
-        Self { subgroups: (2, 2), own: (2, 2) },
+    pub const METAL: Self = Self { subgroups: (2, 4), own: (4, 2), terms: 32 };
+    /// Those of `conv_cooperative`.
+    pub const ALL: [Self; 8] = [
+        Self { subgroups: (2, 4), own: (4, 3), terms: 32 },
+        Self { subgroups: (2, 4), own: (4, 2), terms: 32 },
+        Self { subgroups: (2, 4), own: (4, 2), terms: 16 },
+        Self { subgroups: (2, 2), own: (4, 4), terms: 32 },
+        Self { subgroups: (2, 2), own: (4, 3), terms: 32 },
+        Self { subgroups: (2, 2), own: (4, 2), terms: 32 },
+        Self { subgroups: (4, 1), own: (2, 2), terms: 32 },
+        Self { subgroups: (2, 2), own: (2, 2), terms: 32 },
     ];
 
     /// Rows and columns of a workgroup's tile.
@@ -175,6 +185,7 @@ shaders! {
     FeatureNorm "feature_norm",
     FeatureNormSum "feature_norm_sum",
     HeadCombine "head_combine",
+    HeadCooperative "head_cooperative",
     HeadLogits "head_logits",
     HeadPatches "head_patches",
     HidePatches "hide_patches",
@@ -204,7 +215,10 @@ impl Shader {
             | Self::WinogradInput
             | Self::WinogradOutput
             | Self::WinogradProduct => &[ValueType::F32],
-            Self::AttentionCooperative | Self::ConvCooperative | Self::ConvSimdgroup => &[ValueType::F16],
+            Self::AttentionCooperative
+            | Self::ConvCooperative
+            | Self::ConvSimdgroup
+            | Self::HeadCooperative => &[ValueType::F16],
             _ => &ValueType::ALL,
         }
     }
@@ -217,6 +231,7 @@ const SHARED: &[(&str, &str)] = &[
     ("bilinear", include_str!("../../../shaders/shared/bilinear.wgsl")),
     ("epilogue4", include_str!("../../../shaders/shared/epilogue4.wgsl")),
     ("epilogue", include_str!("../../../shaders/shared/epilogue.wgsl")),
+    ("head", include_str!("../../../shaders/shared/head.wgsl")),
     ("philox", include_str!("../../../shaders/shared/philox.wgsl")),
     ("rows", include_str!("../../../shaders/shared/rows.wgsl")),
     ("split", include_str!("../../../shaders/shared/split.wgsl")),
@@ -274,15 +289,17 @@ impl Permutation {
                         &[Fragments::METAL],
                     ),
                     Shader::ConvCooperative => (&[Some(Cooperative::VULKAN)], &Fragments::ALL),
+                    Shader::HeadCooperative => (&[Some(Cooperative::HEAD)], &[Fragments::METAL]),
                     Shader::ConvSimdgroup => (&[Some(Cooperative::METAL)], &[Fragments::METAL]),
                     _ => (&[None], &[Fragments::METAL]),
                 };
                 for &result in results {
                     for &tile in tiles {
                         for &cooperative in units.0 {
-                            let with =
-                                |&fragments| Self { shader, value, result, tile, cooperative, fragments };
-                            all.extend(units.1.iter().map(with));
+                            all.extend(units.1.iter().map(|&fragments| {
+                                let plain = Self { result, tile, ..Self::plain(shader, value) };
+                                Self { cooperative, fragments, ..plain }.with_own_terms()
+                            }));
                         }
                     }
                 }
@@ -291,13 +308,25 @@ impl Permutation {
         all
     }
 
+    /// With as many terms as the fragments of a convolution say.
+    pub fn with_own_terms(self) -> Self {
+        let terms = self.fragments.terms;
+        match (self.shader, self.cooperative) {
+            (Shader::ConvCooperative, Some(unit)) => {
+                Self { cooperative: Some(Cooperative { terms, ..unit }), ..self }
+            }
+            _ => self,
+        }
+    }
+
     /// Its name in error messages and debuggers.
     pub fn label(&self) -> String {
         let Self { shader, value, result, tile, cooperative, fragments } = self;
         let (rows, columns) =
             cooperative.map_or((8 * tile.rows, 8 * tile.columns), |unit| fragments.tile(unit));
         let threads = cooperative.map_or(tile.rows * tile.columns, |unit| fragments.threads(unit));
-        format!("{} {} {} {rows}x{columns} by {threads}", shader.name(), value.name(), result.name())
+        let terms = cooperative.map_or(tile.terms, |unit| unit.terms);
+        format!("{} {} {} {rows}x{columns}x{terms} by {threads}", shader.name(), value.name(), result.name())
     }
 
     /// The numbers that the shader is told.
@@ -312,7 +341,7 @@ impl Permutation {
                 ("RIGHT_LOADS", 2 * terms / rows),
             ];
         };
-        let Fragments { subgroups, own } = self.fragments;
+        let Fragments { subgroups, own, .. } = self.fragments;
         let ((rows, columns), threads) = (self.fragments.tile(unit), self.fragments.threads(unit));
         let Cooperative { size, pack, subgroup, terms, .. } = unit;
         vec![
