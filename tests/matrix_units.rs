@@ -29,7 +29,7 @@ struct Sums { a: vec4<f32>, b: vec4<f32> }
 
 fn half_of(word: u32, odd: u32) -> f32 { return unpack2x16float(word)[odd]; }
 fn in_exchange(at: u32, i: u32) -> f32 { return half_of(bitcast<u32>(exchange[at + i / 8u][i % 8u / 2u]), i % 2u); }
-fn in_tile(at: u32, i: u32) -> f32 { return half_of(tile[at + i / 8u][i % 8u / 2u], i % 2u); }
+fn in_tile(at: u32, i: u32) -> f32 { return half_of(bitcast<u32>(tile[at + i / 8u][i % 8u / 2u]), i % 2u); }
 
 fn left_rows(at: u32, stride: u32) -> Left {
     let row = at + lane / 2u * stride;

@@ -67,6 +67,9 @@ impl DeviceArguments {
         if self.precision == PrecisionArgument::F16 && device.info().kind == DeviceKind::Cpu {
             warn("--precision f16 is for GPUs; the CPU computes in f32");
         }
+        if let Some(warning) = &device.info().warning {
+            warn(format!("{}: {warning}", device.info().name));
+        }
         Ok(device)
     }
 }

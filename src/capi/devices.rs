@@ -276,6 +276,9 @@ pub unsafe extern "C" fn mdm_device_open(
                 None if choice == "auto" || choice == "gpu" => "the best GPU of this machine".into(),
                 None => format!("asked for as {choice:?}"),
             };
+            if let Some(warning) = &info.warning {
+                log::write(MDM_LOG_WARNING, || format!("{}: {warning}", info.name));
+            }
             log::write(MDM_LOG_INFO, || format!("device: {} through {}, {reason}", info.name, info.backend));
             let described = Described::new(info.clone());
             deliver(

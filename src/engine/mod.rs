@@ -189,6 +189,8 @@ pub struct DeviceInfo {
     /// Number format of activations and weights, "f32" or "f16"; where the device is not opened, that of
     /// [`Precision::Auto`].
     pub precision: &'static str,
+    /// What was found to be wrong with the device when it was opened, and what is done instead.
+    pub warning: Option<String>,
 }
 
 /// Kinds of devices.

@@ -75,6 +75,7 @@ impl CpuEngine {
             instruction_set: set.name(),
             supports: Vec::new(),
             precision: "f32",
+            warning: None,
         };
         Ok(Self { info, set, pool: Arc::new(Pool::new(threads)?) })
     }

@@ -17,6 +17,9 @@ pub const GRID_WIDTH: u32 = 32_768;
 /// people notice a tenth of one.
 const SUBMISSION: Duration = Duration::from_millis(40);
 
+/// Asking after what is done takes no longer than this.
+const AT_ONCE: Duration = Duration::from_micros(50);
+
 /// A device that has not finished a submission after so long never will.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -34,8 +37,9 @@ pub struct Context {
     pub limits: wgpu::Limits,
     pub value: ValueType,
     pub timestamps: bool,
-    /// Matrix units that products in f16 can use.
-    pub cooperative: Option<Cooperative>,
+    /// Matrix units, whether they are right or not.
+    cooperative: Option<Cooperative>,
+    fault: Option<String>,
     /// Bytes that may be spent on the device.
     pub memory: Option<u64>,
     pub used: Arc<AtomicU64>,
@@ -100,7 +104,7 @@ impl Context {
         let uncaptured = faults.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| uncaptured.note(error.to_string())));
         let pipelines = Pipelines::new(&device, &adapter.adapter.get_info(), cache);
-        Ok(Self {
+        let mut context = Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             device,
             queue,
@@ -114,7 +118,20 @@ impl Context {
             faults,
             pace: Mutex::new(FIRST_PACE),
             staged: AtomicU64::new(0),
-        })
+            fault: None,
+        };
+        context.fault = super::self_test::fault(&context, &adapter.info.driver);
+        Ok(context)
+    }
+
+    /// Matrix units that products in f16 can use.
+    pub fn cooperative(&self) -> Option<Cooperative> {
+        self.cooperative.filter(|_| self.fault.is_none())
+    }
+
+    /// What is wrong with the matrix units, which are not used then.
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
     }
 
     pub fn is_lost(&self) -> bool {
@@ -211,13 +228,10 @@ impl Context {
 
     /// Waits for a submission (all of them without one) of `work` multiplications that the device began at `began`.
     pub fn wait(&self, submission: Option<wgpu::SubmissionIndex>, began: Instant, work: f64) -> Result<()> {
-        let poll = |timeout| {
-            let timeout = Some(timeout);
-            self.device.poll(wgpu::PollType::Wait { submission_index: submission.clone(), timeout })
-        };
-        // What is done already took less than the time until now.
-        let waited = work > 0.0 && poll(Duration::ZERO).is_err();
-        match poll(PATIENCE) {
+        // Never with a short timeout: wgpu panics where a wait ends early while another thread takes note of the submission's end.
+        let poll = wgpu::PollType::Wait { submission_index: submission, timeout: Some(PATIENCE) };
+        let asked = Instant::now();
+        match self.device.poll(poll) {
             Ok(_) => {}
             Err(wgpu::PollError::Timeout) => {
                 return Err(Error::DeviceLost(format!(
@@ -228,6 +242,8 @@ impl Context {
             Err(error) => return Err(Error::DeviceLost(error.to_string())),
         }
         if work > 0.0 {
+            // What was done already took less than the time until now.
+            let waited = asked.elapsed() > AT_ONCE;
             let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
             *pace = next_pace(*pace, work, began.elapsed(), waited);
         }

@@ -22,6 +22,7 @@ mod pack;
 mod pipeline;
 #[doc(hidden)]
 pub mod prepare;
+mod self_test;
 pub mod shader;
 #[doc(hidden)]
 pub mod spirv;
@@ -83,14 +84,12 @@ impl GpuEngine {
         };
         let (memory, cache) = (options.memory, options.pipeline_cache.clone());
         let context = guard(|| Context::new(&adapter, value, memory, cache.clone()))?;
-        Ok(Self {
-            info: DeviceInfo { precision: value.name(), ..adapter.info.clone() },
-            adapter,
-            value,
-            memory,
-            cache,
-            context: Mutex::new(Arc::new(context)),
-        })
+        let mut info = DeviceInfo { precision: value.name(), ..adapter.info.clone() };
+        if let Some(fault) = context.fault() {
+            info.supports.retain(|what| *what != adapter::MATRIX_UNITS);
+            info.warning = Some(fault.to_owned());
+        }
+        Ok(Self { info, adapter, value, memory, cache, context: Mutex::new(Arc::new(context)) })
     }
 
     /// The open device, a new one if it was lost.

@@ -70,7 +70,7 @@ fn transposed(
                     let start = (out * inputs + input) * filter;
                     let to = (input - range.start) * outputs + out;
                     transform(&values[start..start + filter], &mut |number, value| {
-                        planes[number][to] = value
+                        planes[number][to] = value;
                     });
                 }
             }

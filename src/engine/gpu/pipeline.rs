@@ -178,6 +178,19 @@ impl Pipelines {
         Ok(Pipeline { pipeline, layout, bindings })
     }
 
+    /// Whether a self test whose name is `test` was passed before.
+    pub fn were_tested(&self, test: &str) -> bool {
+        let file = self.file.as_ref().map(|file| file.with_extension("tested"));
+        file.is_some_and(|file| std::fs::read_to_string(file).is_ok_and(|known| known == test))
+    }
+
+    /// Keeps that it was passed. That it could not be written is no error: it is done again.
+    pub fn note_tested(&self, test: &str) {
+        if let Some(file) = &self.file {
+            let _ = write(&file.with_extension("tested"), test.as_bytes());
+        }
+    }
+
     /// Keeps what was compiled for the next start. That it could not be written is no error: the next start is slower.
     fn save(&self) {
         if let (Some(file), Some(data)) =

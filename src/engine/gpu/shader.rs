@@ -103,15 +103,11 @@ impl Fragments {
     /// What Metal's shader has.
     pub const METAL: Self = Self { subgroups: (2, 4), own: (4, 2), terms: 32 };
     /// Those of `conv_cooperative`.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 4] = [
         Self { subgroups: (2, 4), own: (4, 3), terms: 32 },
-        Self { subgroups: (2, 4), own: (4, 2), terms: 32 },
         Self { subgroups: (2, 4), own: (4, 2), terms: 16 },
-        Self { subgroups: (2, 2), own: (4, 4), terms: 32 },
-        Self { subgroups: (2, 2), own: (4, 3), terms: 32 },
-        Self { subgroups: (2, 2), own: (4, 2), terms: 32 },
-        Self { subgroups: (4, 1), own: (2, 2), terms: 32 },
         Self { subgroups: (2, 2), own: (2, 2), terms: 32 },
+        Self { subgroups: (4, 1), own: (2, 2), terms: 32 },
     ];
 
     /// Rows and columns of a workgroup's tile.
