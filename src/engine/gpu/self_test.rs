@@ -170,12 +170,8 @@ fn run(
     context.queue.write_buffer(&params.buffer, 0, bytemuck::cast_slice(&words));
     let nothing =
         [context.buffer("nothing", 16, Usage::STORAGE)?, context.buffer("nothing", 16, Usage::STORAGE)?];
-    let format = if permutation.shader == Shader::HeadCooperative || permutation.shader == Shader::HeadPatches
-    {
-        ValueType::F32
-    } else {
-        permutation.result
-    };
+    let heads = [Shader::HeadCooperative, Shader::HeadPatches, Shader::HeadLogits];
+    let format = if heads.contains(&permutation.shader) { ValueType::F32 } else { permutation.result };
     let size = (format.size() * problem.values) as u64;
     let output = context.buffer("self test", size, Usage::STORAGE | Usage::COPY_SRC)?;
     let staging = context.buffer("self test", size, Usage::COPY_DST | Usage::MAP_READ)?;
@@ -227,8 +223,39 @@ fn numbers(count: usize, seed: u32) -> Vec<f32> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use super::super::{GpuEngine, adapters};
     use super::*;
+    use crate::engine::{DeviceOptions, Precision};
+
+    /// Two shaders without matrix units agree about each problem, on every device with f16.
+    #[test]
+    fn problems_are_what_shaders_expect() {
+        let options = DeviceOptions { precision: Precision::F16, ..DeviceOptions::default() };
+        for adapter in adapters().into_iter().filter(|adapter| adapter.info.supports.contains(&"f16")) {
+            let context = GpuEngine::new(adapter, &options).and_then(|engine| engine.context()).unwrap();
+            let plain = |shader| Permutation::plain(shader, ValueType::F16);
+            let rows = 13 * 37;
+            let convolution = convolution(&context, plain(Shader::ConvCooperative), Tile::SMALL).unwrap();
+            let attention = attention(&context, Some(Cooperative::WIDE_ATTENTION)).unwrap();
+            let head = head(&context).unwrap();
+            let blocks = 2 * usize::div_ceil(rows, 64);
+            for ((problem, (_, count)), first, second, other_count) in [
+                (&convolution, Shader::ConvPacked, Shader::Conv, convolution.1.1),
+                (&attention, Shader::Attention, Shader::Attention, attention.1.1),
+                (&head, Shader::HeadPatches, Shader::HeadLogits, blocks),
+            ] {
+                let both = [(first, *count), (second, other_count)].map(|(shader, count)| {
+                    context.pipelines.compile(&context.device, &[plain(shader)]).unwrap();
+                    context.checked(|| run(&context, problem, plain(shader), count)).unwrap()
+                });
+                let error = difference(&both[0], &both[1]);
+                assert!(error < TOLERANCE, "{}: {error}", first.name());
+                assert!(both[0].iter().all(|value| *value != 0.0), "{}: something is missing", first.name());
+            }
+        }
+    }
 
     #[test]
     fn wrong_and_missing_numbers_differ() {
