@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::adapter::Adapter;
+use super::calibrate::{Rates, UNMEASURED};
 use super::pipeline::Pipelines;
+use super::self_test::{self, Found};
 use super::shader::{Cooperative, ValueType};
 use crate::{Error, Result};
 
@@ -40,6 +42,7 @@ pub struct Context {
     /// Matrix units, whether they are right or not.
     cooperative: Option<Cooperative>,
     fault: Option<String>,
+    rates: Rates,
     /// Bytes that may be spent on the device.
     pub memory: Option<u64>,
     pub used: Arc<AtomicU64>,
@@ -119,14 +122,25 @@ impl Context {
             pace: Mutex::new(FIRST_PACE),
             staged: AtomicU64::new(0),
             fault: None,
+            rates: UNMEASURED,
         };
-        context.fault = super::self_test::fault(&context, &adapter.info.driver);
+        if let Some(unit) = cooperative {
+            match self_test::examine(&context, unit, &adapter.info.driver) {
+                Found::Right(rates) => context.rates = rates,
+                Found::Fault(reason) => context.fault = Some(reason),
+            }
+        }
         Ok(context)
     }
 
     /// Matrix units that products in f16 can use.
     pub fn cooperative(&self) -> Option<Cooperative> {
         self.cooperative.filter(|_| self.fault.is_none())
+    }
+
+    /// How fast the matrix units are.
+    pub(super) fn rates(&self) -> &Rates {
+        &self.rates
     }
 
     /// What is wrong with the matrix units, which are not used then.

@@ -5,6 +5,7 @@
 
 mod adapter;
 mod attention;
+mod calibrate;
 #[doc(hidden)]
 pub mod call;
 mod canvas;

@@ -178,16 +178,15 @@ impl Pipelines {
         Ok(Pipeline { pipeline, layout, bindings })
     }
 
-    /// Whether a self test whose name is `test` was passed before.
-    pub fn were_tested(&self, test: &str) -> bool {
-        let file = self.file.as_ref().map(|file| file.with_extension("tested"));
-        file.is_some_and(|file| std::fs::read_to_string(file).is_ok_and(|known| known == test))
+    /// What was kept by `note_known` for this adapter.
+    pub fn known(&self) -> Option<String> {
+        std::fs::read_to_string(self.file.as_ref()?.with_extension("known")).ok()
     }
 
-    /// Keeps that it was passed. That it could not be written is no error: it is done again.
-    pub fn note_tested(&self, test: &str) {
+    /// Keeps what was found out about the adapter. That it could not be written is no error: it is found out again.
+    pub fn note_known(&self, text: &str) {
         if let Some(file) = &self.file {
-            let _ = write(&file.with_extension("tested"), test.as_bytes());
+            let _ = write(&file.with_extension("known"), text.as_bytes());
         }
     }
 

@@ -1,6 +1,7 @@
 //! Whether matrix units do what their shaders say: each is compared with the same operation without matrix units when a device is
 //! opened. Drivers for them are young, and a wrong one must not make wrong masks.
 
+use super::calibrate::{self, Rates, UNMEASURED};
 use super::context::{Context, Memory};
 use super::conv::TERM_PACK;
 use super::shader::{BindingKind, Cooperative, Fragments, Permutation, Shader, Tile, ValueType};
@@ -17,33 +18,51 @@ struct Problem {
     words: Vec<u32>,
     /// What is read, by the shaders' numbers.
     inputs: Vec<(u32, Memory)>,
+    /// What the shader on matrix units reads in place of one of them.
+    along: Option<(u32, Memory)>,
     /// Where the result goes, and how many values it has.
     output: u32,
     values: usize,
 }
 
-/// Why a device's matrix units cannot be used, where it has any. What was found to be right with a driver is kept beside the compiled
-/// shaders, and not tried again.
-pub(super) fn fault(context: &Context, driver: &str) -> Option<String> {
-    let unit = context.cooperative()?;
+/// What was found out about a device's matrix units.
+pub(super) enum Found {
+    /// They are right, and so fast.
+    Right(Rates),
+    /// Why they cannot be used.
+    Fault(String),
+}
+
+/// Tries the device's matrix units. What was found with a driver is kept beside the compiled shaders, and not tried again.
+pub(super) fn examine(context: &Context, unit: Cooperative, driver: &str) -> Found {
     let mut hash = blake3::Hasher::new();
     hash.update(driver.as_bytes());
     for (own, _) in pairs(unit) {
         hash.update(own.source().as_bytes());
     }
     let tested = hash.finalize().to_hex();
-    if context.pipelines.were_tested(&tested) {
-        return None;
+    let known = context.pipelines.known();
+    let rates = known.as_deref().and_then(|known| {
+        let rates = known.strip_prefix(tested.as_str())?.strip_prefix(' ')?;
+        calibrate::read(rates)
+    });
+    if let Some(rates) = rates {
+        return Found::Right(rates);
     }
     let reason = match context.checked(|| wrong(context, unit)) {
         Ok(None) => {
-            context.pipelines.note_tested(&tested);
-            return None;
+            // Without memory or time for it there are others.
+            let rates = match unit {
+                Cooperative::METAL => UNMEASURED,
+                _ => context.checked(|| calibrate::rates(context, unit)).unwrap_or(UNMEASURED),
+            };
+            context.pipelines.note_known(&format!("{tested} {}", calibrate::written(&rates)));
+            return Found::Right(rates);
         }
         Ok(Some(reason)) => reason,
         Err(error) => error.to_string(),
     };
-    Some(format!("its matrix units are not used, which is slower: {reason}"))
+    Found::Fault(format!("its matrix units are not used, which is slower: {reason}"))
 }
 
 /// Shaders on matrix units, each with one that does the same without.
@@ -116,12 +135,15 @@ fn convolution(context: &Context, own: Permutation, twin: Tile) -> Result<(Probl
         (2, halves(context, rows * channels[1], 2)?),
         (3, halves(context, weights, 3)?),
     ];
+    let along = along_terms(&numbers(weights, 3), terms, columns);
+    let along = (3, upload(context, "self test", &along, ValueType::F16)?);
     let tiles = |(tile_rows, tile_columns): (u32, u32)| {
         rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize)
     };
     let unit = own.cooperative.unwrap_or(Cooperative::VULKAN);
     let counts = (tiles(own.fragments.tile(unit)), tiles((8 * twin.rows, 8 * twin.columns)));
-    Ok((Problem { words, inputs, output: 8, values: rows * columns }, counts))
+    let along = own.fragments.along.then_some(along);
+    Ok((Problem { words, inputs, along, output: 8, values: rows * columns }, counts))
 }
 
 /// Attention of heads as wide as the unit takes them.
@@ -133,7 +155,7 @@ fn attention(context: &Context, unit: Option<Cooperative>) -> Result<(Problem, (
     words.push((1.0 / (width as f32).sqrt()).to_bits());
     let inputs = vec![(1, halves(context, 3 * samples * pixels * heads * width, 4)?)];
     let blocks = samples * heads * pixels.div_ceil(64);
-    let problem = Problem { words, inputs, output: 2, values: samples * pixels * heads * width };
+    let problem = Problem { words, inputs, along: None, output: 2, values: samples * pixels * heads * width };
     Ok((problem, (blocks, width.div_ceil(64) * blocks)))
 }
 
@@ -154,7 +176,7 @@ fn head(context: &Context) -> Result<(Problem, (usize, usize))> {
     ];
     let words = words.into_iter().map(|word| word as u32).collect();
     let count = heads * height.div_ceil(8) * width.div_ceil(16);
-    Ok((Problem { words, inputs, output: 8, values: heads * rows * classes }, (count, count)))
+    Ok((Problem { words, inputs, along: None, output: 8, values: heads * rows * classes }, (count, count)))
 }
 
 fn run(
@@ -177,7 +199,9 @@ fn run(
     let staging = context.buffer("self test", size, Usage::COPY_DST | Usage::MAP_READ)?;
     let workgroups = super::call::word(workgroups)?;
     let dispatch = Dispatch::new(context, permutation, workgroups, 1.0, |number, kind| {
-        let known = problem.inputs.iter().find(|(own, _)| *own == number).map(|(_, memory)| memory);
+        let along = problem.along.iter().filter(|_| permutation.cooperative.is_some());
+        let mut known = along.chain(&problem.inputs);
+        let known = known.find(|(own, _)| *own == number).map(|(_, memory)| memory);
         match (kind, known) {
             (BindingKind::Uniform, _) => Bound::whole(&params),
             _ if number == problem.output => Bound::whole(&output),
@@ -200,6 +224,15 @@ fn run(
     if values.len() == problem.values { Ok(values) } else { Err(Error::invalid("self test", "is short")) }
 }
 
+/// `[9][terms][columns]` as `[9][columns][terms]`.
+fn along_terms(weights: &[f32], terms: usize, columns: usize) -> Vec<f32> {
+    let tap = |tap: usize| {
+        let at = move |column: usize, term: usize| (tap * terms + term) * columns + column;
+        (0..columns).flat_map(move |column| (0..terms).map(move |term| at(column, term)))
+    };
+    (0..9).flat_map(tap).map(|at| weights[at]).collect()
+}
+
 /// `|a - b| / |b|`.
 fn difference(a: &[f32], b: &[f32]) -> f64 {
     let square = |value: f64| value * value;
@@ -213,7 +246,7 @@ fn halves(context: &Context, count: usize, seed: u32) -> Result<Memory> {
 }
 
 /// Numbers in [-1, 1) of a linear congruential generator (Numerical Recipes).
-fn numbers(count: usize, seed: u32) -> Vec<f32> {
+pub(super) fn numbers(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
