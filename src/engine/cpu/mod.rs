@@ -29,7 +29,7 @@ use simd::InstructionSet;
 use super::{DeviceInfo, DeviceKind, Engine, Network, WeightCache};
 use crate::model::WeightSource;
 use crate::plan::Plan;
-use crate::{Error, Result};
+use crate::{Control, Error, Result};
 
 /// The host's processor.
 pub struct CpuEngine {
@@ -95,12 +95,13 @@ impl Engine for CpuEngine {
         weights: &dyn WeightSource,
         cache: &WeightCache,
     ) -> Result<Box<dyn Network>> {
-        // A poisoned lock means that packing panicked; what was packed before is whole.
-        let mut guard = cache.cpu.lock().unwrap_or_else(PoisonError::into_inner);
-        let packed = &mut *guard;
         let pool = self.pool.clone();
-        let network =
-            self.pool.install(|| network::CpuNetwork::new(plan, weights, packed, self.set, pool))?;
+        let network = self.pool.run(&Control::none(), || {
+            // Locked by who has its turn, so that nobody waits for his turn with it. A poisoned lock means that packing
+            // panicked; what was packed before is whole.
+            let mut packed = cache.cpu.lock().unwrap_or_else(PoisonError::into_inner);
+            network::CpuNetwork::new(plan, weights, &mut packed, self.set, pool)
+        })?;
         Ok(Box::new(network))
     }
 }

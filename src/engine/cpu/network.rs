@@ -52,7 +52,7 @@ impl CpuNetwork {
         pool: Arc<Pool>,
     ) -> Result<Self> {
         plan.check()?;
-        let threads = pool.current_num_threads();
+        let threads = pool.threads();
         let mut builder = StepBuilder { plan: &plan, weights, packed, set, threads, largest_tile: 4 };
         let steps = plan.ops.iter().map(|op| builder.step(op)).collect::<Result<Vec<_>>>()?;
         let sizes = steps.iter().map(|step| step.scratch());
@@ -101,7 +101,7 @@ impl Network for CpuNetwork {
         };
         let (steps, seconds) = (&self.steps, &mut self.seconds);
         // One visit to the pool for the whole plan: each costs a wake-up.
-        self.pool.install(|| {
+        self.pool.run(control, || {
             for (step, seconds) in steps.iter().zip(seconds) {
                 control.check()?;
                 let start = Instant::now();

@@ -49,7 +49,7 @@ impl CpuProgram {
     /// [`Error::OutOfMemory`].
     pub fn new(engine: &CpuEngine, program: Program) -> Result<Self> {
         let (set, pool) = (engine.set(), engine.pool().clone());
-        let threads = pool.current_num_threads();
+        let threads = pool.threads();
         let mut size = ScratchSize::default();
         let mut packed = PackedWeights::default();
         // Steps are made anew whenever they run, since their weights change; here they only say what they need.
@@ -58,7 +58,7 @@ impl CpuProgram {
         let values = Values { places: &places, flat: zeros.slice() };
         for instruction in &program.instructions {
             let one = match instruction {
-                Instruction::Network(op) => pool.install(|| {
+                Instruction::Network(op) => pool.run(&Control::none(), || {
                     packed.recycle();
                     let mut builder = step_builder(&program, op, &values, &mut packed, set, threads);
                     Ok::<_, Error>(builder.step(op)?.scratch())
@@ -129,7 +129,7 @@ impl CpuProgram {
         let gradients = Gradients::new(values.places, gradients);
         let (program, threads) = (&self.program, self.private.len());
         let (packed, seconds) = (&mut self.packed, &mut self.seconds);
-        self.pool.install(|| {
+        self.pool.run(control, || {
             let mut loss = 0.0;
             for (instruction, seconds) in program.instructions.iter().zip(seconds) {
                 control.check()?;
@@ -386,7 +386,7 @@ impl Learner for CpuLearner {
 
     fn update(&mut self, update: &Update) -> Result<UpdateReport> {
         let pool = self.program.pool.clone();
-        pool.install(|| {
+        pool.run(&Control::none(), || {
             let gradient_norm = optimise::norm(self.gradients.slice());
             let applied = gradient_norm.is_finite();
             if applied {
