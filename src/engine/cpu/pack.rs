@@ -31,7 +31,7 @@ pub enum Layout {
 /// Packed parameters of one model. An entry is made once and shared by all networks that use it.
 #[derive(Default)]
 pub struct PackedWeights {
-    known: HashMap<(String, Layout), Arc<Buffer>>,
+    known: HashMap<(String, Layout, Vec<usize>), Arc<Buffer>>,
     /// Memory that can be used again.
     spare: Vec<Buffer>,
 }
@@ -45,7 +45,8 @@ impl PackedWeights {
         weights: &dyn WeightSource,
         set: InstructionSet,
     ) -> Result<Arc<Buffer>> {
-        let key = (param.name.clone(), layout);
+        // A name may have another shape in another network.
+        let key = (param.name.clone(), layout, param.shape.clone());
         if let Some(known) = self.known.get(&key) {
             return Ok(known.clone());
         }
