@@ -16,6 +16,7 @@ use mdm::engine::cpu::buffer::{Buffer, SharedMut};
 use mdm::engine::cpu::network::StepBuilder;
 use mdm::engine::cpu::simd::InstructionSet;
 use mdm::engine::cpu::step::{Context, ScratchSize};
+use mdm::engine::cpu::sums::FEW_TERMS;
 use mdm::engine::cpu::{CpuEngine, PackedWeights, Pool};
 use mdm::model::MapWeights;
 use mdm::plan::{Op, TensorInfo};
@@ -119,6 +120,7 @@ impl CpuProgram {
         }
         let context = Context {
             set: self.set,
+            terms: FEW_TERMS,
             plan,
             arena: SharedMut::new(arena),
             classes: &[],
