@@ -39,6 +39,8 @@ pub struct PackedWeights {
     known: HashMap<(String, Layout, Vec<usize>), Arc<Buffer>>,
     /// Memory that can be used again.
     spare: Vec<Buffer>,
+    /// Memory for panels that are then rounded to bf16.
+    unrounded: Option<Buffer>,
 }
 
 impl PackedWeights {
@@ -59,13 +61,13 @@ impl PackedWeights {
         let packed = Arc::new(match layout {
             Layout::PanelsBf16 { panel } => {
                 let rows: usize = param.shape[1..].iter().product();
-                let mut panels = self.memory(param.shape[0].next_multiple_of(panel) * rows)?;
+                let mut panels = self.unrounded(param.shape[0].next_multiple_of(panel) * rows)?;
                 fill_panels(panels.slice_mut(), &values, &param.shape, panel);
                 self.pairs(panels, panel)?
             }
             Layout::WinogradBf16 { panel, tile } => {
                 let columns = param.shape[0].next_multiple_of(panel);
-                let mut panels = self.memory(winograd::points(tile) * columns * param.shape[1])?;
+                let mut panels = self.unrounded(winograd::points(tile) * columns * param.shape[1])?;
                 fill_winograd(panels.slice_mut(), &values, &param.shape, panel, tile, set);
                 self.pairs(panels, panel)?
             }
@@ -111,7 +113,7 @@ impl PackedWeights {
             }
         });
         // The next weight is made in the same memory.
-        self.spare.push(panels);
+        self.unrounded = Some(panels);
         Ok(packed)
     }
 
@@ -120,9 +122,17 @@ impl PackedWeights {
         self.spare.extend(self.known.drain().filter_map(|(_, packed)| Arc::into_inner(packed)));
     }
 
-    /// Gives back memory that nothing was packed into.
+    /// Memory for `len` values that are rounded afterwards, whatever it holds.
+    fn unrounded(&mut self, len: usize) -> Result<Buffer> {
+        match self.unrounded.take() {
+            Some(buffer) if buffer.capacity() >= len => Ok(buffer.resized(len)),
+            _ => Buffer::zeroed(len),
+        }
+    }
+
+    /// Gives back memory that nothing stays in.
     pub fn drop_spare(&mut self) {
-        self.spare.clear();
+        (self.spare, self.unrounded) = Default::default();
     }
 
     /// Memory for `len` values, whatever it holds.
