@@ -15,7 +15,7 @@ use mdm::{Control, Device};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use support::noise::{normal, uniform};
-use support::{gpus, image};
+use support::{bf16_cpu, gpus, image};
 
 /// Builds a plan of one operation together with its inputs and parameters.
 struct Problem {
@@ -112,6 +112,12 @@ impl Problem {
             assert!(error < tolerance, "{set}: relative error {error:.2e} in {:?}", plan.ops[0]);
             assert_eq!(result, run(&three), "{set}: threads change the result of {:?}", plan.ops[0]);
         }
+        if let (Some(one), Some(three)) = (bf16_cpu(1), bf16_cpu(3)) {
+            let result = run(&one);
+            let error = error(&result, &expected);
+            assert!(error < BF16_TOLERANCE, "bf16: relative error {error:.2e} in {:?}", plan.ops[0]);
+            assert_eq!(result, run(&three), "bf16: threads change the result of {:?}", plan.ops[0]);
+        }
         for (name, precision, device) in gpus() {
             let error = error(&run(device), &expected);
             let tolerance = if *precision == Precision::F16 { F16_TOLERANCE } else { tolerance };
@@ -126,6 +132,9 @@ impl Problem {
 
 /// What f16 may lose in one operation: inputs, weights and results are rounded to 11 bits.
 const F16_TOLERANCE: f64 = 2e-3;
+
+/// The same for products of bf16 values, with 8 bits, and small Winograd tiles.
+const BF16_TOLERANCE: f64 = 1e-2;
 
 /// `|a - b|` relative to `b` and to values of order one, whose sums may cancel.
 fn error(a: &[f32], b: &[f32]) -> f64 {

@@ -9,6 +9,7 @@ use super::product::{Product, Segment, product};
 use super::reader::{Map, load, store};
 use super::simd::{Kernel, Simd};
 use super::step::{Context, ScratchSize, Step};
+use super::sums::TERMS;
 use super::upsample::{Between, between, column_between, row_between};
 use crate::plan::{Combine, HeadShape, Plan, TensorId};
 
@@ -212,6 +213,8 @@ impl Kernel for Row<'_> {
                     segments: &[Segment { start: first, row_stride: hidden.0, len: hidden.0 }],
                     rows: width,
                     right: second.slice().as_ptr().add(head * second_len),
+                    terms: TERMS,
+                    bf16: false,
                     columns: hidden.1,
                     bias: second_bias.slice().as_ptr().add(head * hidden.1),
                     accumulate: false,
@@ -225,6 +228,8 @@ impl Kernel for Row<'_> {
                     segments: &[Segment { start: middle, row_stride: hidden.1, len: hidden.1 }],
                     rows: width,
                     right: third.slice().as_ptr().add(head * third_len),
+                    terms: TERMS,
+                    bf16: false,
                     columns: classes,
                     bias: third_bias.slice().as_ptr().add(head * classes),
                     accumulate: false,

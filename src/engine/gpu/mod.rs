@@ -79,6 +79,9 @@ impl GpuEngine {
             Precision::F16 if !half => {
                 return Err(Error::Device(format!("{name} has no f16; use f32")));
             }
+            Precision::Bf16 => {
+                return Err(Error::Device(format!("{name} has no bf16; use f16 or f32")));
+            }
             Precision::Auto if half => ValueType::F16,
             Precision::F16 => ValueType::F16,
             Precision::Auto | Precision::F32 => ValueType::F32,
