@@ -231,6 +231,7 @@ const SHARED: &[(&str, &str)] = &[
     ("bilinear", include_str!("../../../shaders/shared/bilinear.wgsl")),
     ("epilogue4", include_str!("../../../shaders/shared/epilogue4.wgsl")),
     ("epilogue", include_str!("../../../shaders/shared/epilogue.wgsl")),
+    ("finite", include_str!("../../../shaders/shared/finite.wgsl")),
     ("head", include_str!("../../../shaders/shared/head.wgsl")),
     ("philox", include_str!("../../../shaders/shared/philox.wgsl")),
     ("rows", include_str!("../../../shaders/shared/rows.wgsl")),
