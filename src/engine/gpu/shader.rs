@@ -184,6 +184,7 @@ shaders! {
     ConvSum "conv_sum",
     FeatureNorm "feature_norm",
     FeatureNormSum "feature_norm_sum",
+    GroupNorm "group_norm",
     HeadCombine "head_combine",
     HeadCooperative "head_cooperative",
     HeadLogits "head_logits",
