@@ -222,7 +222,7 @@ impl Kernel for Row<'_> {
                     out_stride: hidden.1,
                 });
                 for value in std::slice::from_raw_parts_mut(middle, width * hidden.1) {
-                    *value = value.max(0.0);
+                    *value = relu(*value);
                 }
                 product::<S>(&Product {
                     segments: &[Segment { start: middle, row_stride: hidden.1, len: hidden.1 }],
@@ -243,7 +243,8 @@ impl Kernel for Row<'_> {
                         *to += p;
                     }
                     if self.step.shape.combine == Combine::Vote {
-                        votes[x * classes + highest(logits)] += 1.0;
+                        let best = highest(logits);
+                        votes[x * classes + best] += 1.0 + 0.0 * logits[best];
                     }
                     if self.step.shape.uncertainty {
                         entropies[x] += entropy(logits);
@@ -294,7 +295,10 @@ impl Row<'_> {
                             value = S::add(value, load::<S>(at, lanes));
                         }
                         if last {
-                            value = S::max(S::mul_add(value, S::splat(self.scale), bias), S::splat(0.0));
+                            value = S::mul_add(value, S::splat(self.scale), bias);
+                            let zero = S::splat(0.0);
+                            // As `relu`.
+                            value = S::mul_add(value, zero, S::max(value, zero));
                         }
                         store::<S>(at, value, lanes);
                     }
@@ -303,6 +307,11 @@ impl Row<'_> {
             }
         }
     }
+}
+
+/// Negative numbers as zero; what is not finite is not a number afterwards either, so that an overflow does not become a label.
+fn relu(value: f32) -> f32 {
+    value.max(0.0) + 0.0 * value
 }
 
 fn softmax(logits: &mut [f32]) {

@@ -273,9 +273,13 @@ pub fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
     let channels: usize = source.parts.iter().map(|&part| plan.tensors[part].channels).sum();
     let rows = builder.batch() * height * width;
     let copy = builder.scratch(rows * channels, builder.value())?;
-    let coefficients =
-        source.norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;
-    let silu = u32::from(source.norm.is_some_and(|norm| norm.silu));
-    super::normalise::normalise(builder, source, (height, width), (coefficients, silu), &copy)?;
+    if let Some(norm) = source.norm.and_then(|norm| builder.norms.get(norm.coefficients)) {
+        super::group_norm::group_norm(builder, source, norm, (height * width, width), &copy)?;
+    } else {
+        let coefficients =
+            source.norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;
+        let silu = u32::from(source.norm.is_some_and(|norm| norm.silu));
+        super::normalise::normalise(builder, source, (height, width), (coefficients, silu), &copy)?;
+    }
     Ok(Input { parts: vec![(copy, channels)], height, width, upsampled, kernel: 1 })
 }

@@ -14,6 +14,7 @@ pub mod context;
 #[doc(hidden)]
 pub mod conv;
 mod corruption;
+mod group_norm;
 mod head;
 mod memory;
 mod network;

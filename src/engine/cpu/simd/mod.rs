@@ -70,7 +70,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn exp(x: Self::V) -> Self::V {
         // SAFETY: as the trait says.
         unsafe {
-            let x = Self::min(Self::max(x, Self::splat(-87.0)), Self::splat(88.0));
+            // In this order, what is not a number stays that.
+            let x = Self::min(Self::splat(88.0), Self::max(Self::splat(-87.0), x));
             let n = Self::round(Self::mul(x, Self::splat(std::f32::consts::LOG2_E)));
             // ln 2 in two parts, so that the reduced argument keeps its bits.
             let r = Self::mul_add(n, Self::splat(-0.693_359_4), x);
