@@ -28,7 +28,7 @@ pub(super) fn place(
             .ok_or_else(too_large)?;
         lengths.push(length);
     }
-    let (ranges, arena) = arrange(&lengths, ALIGNMENT, &accesses(ops), given, kept)?;
+    let (ranges, arena) = arrange(&lengths, ALIGNMENT, UNDIVIDED, &accesses(ops), given, kept)?;
     for (tensor, range) in tensors.iter_mut().zip(ranges) {
         tensor.range = range;
     }
@@ -49,11 +49,27 @@ pub fn accesses(ops: &[Op]) -> Vec<Access> {
     ops.iter().map(|op| Access { reads: op.inputs(), writes: vec![op.output()] }).collect()
 }
 
+/// A segment that nothing is larger than.
+pub const UNDIVIDED: usize = usize::MAX;
+
+/// The lowest offset from `start` on where `len` lie within one segment, which is no shorter.
+pub fn within_a_segment(start: usize, len: usize, segment: usize) -> usize {
+    let left = segment - start % segment;
+    if len <= left { start } else { start.saturating_add(left) }
+}
+
 /// Ranges of the given lengths for all tensors, at multiples of `alignment`, and what they take together. Larger tensors
 /// are placed first, each at the lowest offset that is free throughout its life.
+///
+/// Each lies within one of the segments that the arena is divided into; their size is a multiple of `alignment`, or
+/// [`UNDIVIDED`].
+///
+/// # Errors
+/// [`Error::OutOfMemory`] for a tensor that is larger than a segment.
 pub fn arrange(
     lengths: &[usize],
     alignment: usize,
+    segment: usize,
     steps: &[Access],
     given: &[TensorId],
     kept: &[TensorId],
@@ -73,15 +89,24 @@ pub fn arrange(
             .collect();
         taken.sort_by_key(|range: &Range<usize>| range.start);
         let padded = lengths[id].next_multiple_of(alignment);
+        if padded > segment {
+            return Err(Error::OutOfMemory(format!(
+                "a map takes {} MiB, the device has buffers of {}; use smaller batches or windows",
+                lengths[id] >> 20,
+                segment >> 20
+            )));
+        }
         let mut start = 0;
         for range in taken {
-            if start + padded <= range.start {
+            if range.start.saturating_sub(start) >= padded {
                 break;
             }
-            start = start.max(range.end.next_multiple_of(alignment));
+            let next = start.max(range.end.next_multiple_of(alignment));
+            start = within_a_segment(next, padded, segment);
         }
+        let end = start.checked_add(padded).ok_or_else(too_large)?;
         ranges[id] = start..start + lengths[id];
-        arena = arena.max(start.checked_add(padded).ok_or_else(too_large)?);
+        arena = arena.max(end);
         placed.push(id);
     }
     Ok((ranges, arena))

@@ -22,6 +22,8 @@ mod pack;
 mod pipeline;
 #[doc(hidden)]
 pub mod prepare;
+#[doc(hidden)]
+pub mod segments;
 pub mod shader;
 #[doc(hidden)]
 pub mod spirv;
@@ -91,6 +93,18 @@ impl GpuEngine {
             cache,
             context: Mutex::new(Arc::new(context)),
         })
+    }
+
+    /// Opens the device anew and divides what is larger than `segment` bytes, where buffers of that size are possible. Tests
+    /// have no arenas of the size that makes it necessary.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn reopen_with_segments(&self, segment: usize) -> Result<()> {
+        let mut opened = guard(|| Context::new(&self.adapter, self.value, self.memory, self.cache.clone()))?;
+        opened.divide(segment);
+        *self.context.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(opened);
+        Ok(())
     }
 
     /// The open device, a new one if it was lost.
