@@ -135,3 +135,34 @@ fn lifetimes(count: usize, steps: &[Access], given: &[TensorId], kept: &[TensorI
     }
     lives
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn tensors_lie_within_segments() {
+        // Each is read by the step after the one that writes it; the first one stays.
+        let lengths = [100, 700, 90, 640, 33, 1, 0, 512];
+        let steps: Vec<Access> =
+            (1..lengths.len()).map(|id| Access { reads: vec![id - 1, 0], writes: vec![id] }).collect();
+        let lives = lifetimes(lengths.len(), &steps, &[0], &[7]);
+        for segment in [704, 768, 1024, UNDIVIDED] {
+            let (ranges, arena) = arrange(&lengths, 64, segment, &steps, &[0], &[7]).unwrap();
+            for (id, range) in ranges.iter().enumerate().filter(|(id, _)| lengths[*id] > 0) {
+                assert_eq!(range.len(), lengths[id]);
+                assert!(range.start % 64 == 0 && range.end <= arena);
+                assert_eq!(range.start / segment, (range.end - 1) / segment, "{range:?} of {segment}");
+                for (other, taken) in ranges.iter().enumerate().filter(|(other, _)| *other != id) {
+                    let together = lives[id].start < lives[other].end && lives[other].start < lives[id].end;
+                    let apart = range.end <= taken.start || taken.end <= range.start;
+                    assert!(!together || apart || lengths[other] == 0, "{id} and {other}");
+                }
+            }
+            assert!(segment > 768 || arena > segment);
+        }
+        assert!(matches!(arrange(&lengths, 64, 640, &steps, &[0], &[7]), Err(Error::OutOfMemory(_))));
+    }
+}
