@@ -143,7 +143,7 @@ typedef uint32_t mdm_log_level;
 typedef void (*mdm_log_callback)(void *user_data, mdm_log_level level, const char *message);
 
 /**
- * Number formats of activations and weights on a GPU. The CPU computes in f32.
+ * Number formats of activations and weights.
  */
 typedef uint32_t mdm_precision;
 
@@ -160,7 +160,7 @@ typedef struct {
      */
     uint32_t threads;
     /**
-     * Number format on a GPU: one of the MDM_PRECISION constants.
+     * Number format: one of the MDM_PRECISION constants.
      */
     mdm_precision precision;
     /**
@@ -1165,19 +1165,25 @@ typedef struct {
 #define MDM_DEVICE_OTHER_GPU 5
 
 /**
- * f16 where the device has it.
+ * f16 on a GPU that has it, otherwise f32.
  */
 #define MDM_PRECISION_AUTO 0
 
 /**
- * As on the CPU.
+ * The most exact.
  */
 #define MDM_PRECISION_F32 1
 
 /**
- * Half the memory, and faster; relative errors of 1e-3 instead of 1e-6.
+ * On a GPU: half the memory, and faster; relative errors of 1e-3 instead of 1e-6. The CPU computes in f32.
  */
 #define MDM_PRECISION_F16 2
+
+/**
+ * On a CPU with AVX512-BF16: faster; relative errors below 1e-2 instead of 1e-6. Other CPUs compute in f32 and log a warning;
+ * GPUs do not have it.
+ */
+#define MDM_PRECISION_BF16 3
 
 /**
  * One channel, 0 to 255.

@@ -89,6 +89,7 @@ namespace precision {
 inline constexpr mdm_precision automatic = MDM_PRECISION_AUTO;
 inline constexpr mdm_precision f32 = MDM_PRECISION_F32;
 inline constexpr mdm_precision f16 = MDM_PRECISION_F16;
+inline constexpr mdm_precision bf16 = MDM_PRECISION_BF16;
 } // namespace precision
 
 /** Values of mdm_pixel_format. */

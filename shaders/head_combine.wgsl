@@ -1,6 +1,7 @@
 // Softmax of each head's logits, and what the ensemble makes of them: mean probabilities or votes, and the uncertainty
 // (entropy of the mean minus mean of the entropies, in nats).
 #import split
+#import finite
 
 struct Params {
     rows: u32,
@@ -53,7 +54,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let start = (head * p.rows + row) * p.classes;
         var highest = scratch[start];
         var best = 0u;
+        var finite = is_finite(highest);
         for (var label = 1u; label < p.classes; label++) {
+            finite &= is_finite(scratch[start + label]);
             if scratch[start + label] > highest {
                 highest = scratch[start + label];
                 best = label;
@@ -64,14 +67,21 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             sum += exp(scratch[start + label] - highest);
         }
         for (var label = 0u; label < p.classes; label++) {
-            let probability = exp(scratch[start + label] - highest) / sum;
+            var probability = exp(scratch[start + label] - highest) / sum;
+            if !finite {
+                probability = not_a_number(probability);
+            }
             output[to + label] += probability;
             if p.uncertainty != 0u {
                 entropy += entropy_term(probability);
             }
         }
         if p.vote != 0u {
-            scratch[votes + best] += 1.0;
+            var vote = 1.0;
+            if !finite {
+                vote = not_a_number(vote);
+            }
+            scratch[votes + best] += vote;
         }
     }
     if p.last == 0u {

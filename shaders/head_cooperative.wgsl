@@ -1,5 +1,6 @@
 // The same as `head_patches` with the second layer on matrix units: f16 factors, f32 sums. Four subgroups have 32 pixels each.
 #import split
+#import finite
 #import bilinear
 #import head
 
@@ -18,10 +19,10 @@ var<workgroup> exchange: array<vec4<f32>, PIXELS * RESULT_STRIDE>;
 // [first][second]
 var<workgroup> tile: array<vec4<f32>, TERMS * RIGHT_STRIDE>;
 
-// Eight values as f16, those beyond its range as its largest.
+// Eight values as f16, numbers beyond its range as its largest.
 fn packed(a: vec4<f32>, b: vec4<f32>) -> vec4<u32> {
-    let x = clamp(a, vec4(-65504.0), vec4(65504.0));
-    let y = clamp(b, vec4(-65504.0), vec4(65504.0));
+    let x = select(a, clamp(a, vec4(-65504.0), vec4(65504.0)), are_finite(a));
+    let y = select(b, clamp(b, vec4(-65504.0), vec4(65504.0)), are_finite(b));
     return vec4(pack2x16float(x.xy), pack2x16float(x.zw), pack2x16float(y.xy), pack2x16float(y.zw));
 }
 
@@ -67,7 +68,7 @@ fn fill_right(start: u32, chunk: u32, second: u32, thread: u32) {
 
 // A pixel's four activations of the second layer.
 fn activated(at: u32, start: u32, output: u32) -> vec4<f32> {
-    return max(exchange[at] + four_weights(start, output), vec4(0.0));
+    return relu4(exchange[at] + four_weights(start, output));
 }
 
 @compute @workgroup_size(THREADS)

@@ -1,6 +1,7 @@
 // Logits of some of the ensemble's heads: their first layers' partial sums upsampled, added and biased, ReLU, the second
 // layer, ReLU, the third. A workgroup has 64 pixels of one head.
 #import split
+#import finite
 #import bilinear
 
 struct Params {
@@ -74,7 +75,7 @@ fn first_layer(row: u32, channel: u32) -> f32 {
     if p.feature_norm != 0u {
         sum /= max(vectors[p.feature_norm - 1u + sample], 1.2e-38);
     }
-    return max(sum + weights[channel], 0.0);
+    return relu(sum + weights[channel]);
 }
 
 @compute @workgroup_size(64)
@@ -132,7 +133,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         }
         if row < p.rows {
             for (var j = 0u; j < min(CHUNK, p.hidden_second - second); j++) {
-                sums[j] = max(sums[j] + weights[second_bias + head * p.hidden_second + second + j], 0.0);
+                sums[j] = relu(sums[j] + weights[second_bias + head * p.hidden_second + second + j]);
             }
             for (var label = 0u; label < p.classes; label++) {
                 let start = third_weight + (head * p.classes + label) * p.hidden_second + second;

@@ -1,6 +1,7 @@
 // The same as `head_logits` where the first layers' channels are multiples of four, which are read at a time. A workgroup has
 // 16 x 8 pixels of one head: where they lie in each map is found once for each row and column.
 #import split
+#import finite
 #import bilinear
 #import head
 
@@ -138,22 +139,22 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
         let output = second + 8u * quarter;
         let bias_a = four_weights(second_bias + head * p.hidden_second, output);
         let bias_b = four_weights(second_bias + head * p.hidden_second, output + 4u);
-        a0 = max(a0 + bias_a, vec4(0.0));
-        b0 = max(b0 + bias_b, vec4(0.0));
-        a1 = max(a1 + bias_a, vec4(0.0));
-        b1 = max(b1 + bias_b, vec4(0.0));
-        a2 = max(a2 + bias_a, vec4(0.0));
-        b2 = max(b2 + bias_b, vec4(0.0));
-        a3 = max(a3 + bias_a, vec4(0.0));
-        b3 = max(b3 + bias_b, vec4(0.0));
-        a4 = max(a4 + bias_a, vec4(0.0));
-        b4 = max(b4 + bias_b, vec4(0.0));
-        a5 = max(a5 + bias_a, vec4(0.0));
-        b5 = max(b5 + bias_b, vec4(0.0));
-        a6 = max(a6 + bias_a, vec4(0.0));
-        b6 = max(b6 + bias_b, vec4(0.0));
-        a7 = max(a7 + bias_a, vec4(0.0));
-        b7 = max(b7 + bias_b, vec4(0.0));
+        a0 = relu4(a0 + bias_a);
+        b0 = relu4(b0 + bias_b);
+        a1 = relu4(a1 + bias_a);
+        b1 = relu4(b1 + bias_b);
+        a2 = relu4(a2 + bias_a);
+        b2 = relu4(b2 + bias_b);
+        a3 = relu4(a3 + bias_a);
+        b3 = relu4(b3 + bias_b);
+        a4 = relu4(a4 + bias_a);
+        b4 = relu4(b4 + bias_b);
+        a5 = relu4(a5 + bias_a);
+        b5 = relu4(b5 + bias_b);
+        a6 = relu4(a6 + bias_a);
+        b6 = relu4(b6 + bias_b);
+        a7 = relu4(a7 + bias_a);
+        b7 = relu4(b7 + bias_b);
 
         for (var first_label = 0u; first_label < p.classes; first_label += LABELS) {
             let labels = min(LABELS, p.classes - first_label);

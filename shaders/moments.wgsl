@@ -1,6 +1,7 @@
 // Mean and sum of squared deviations of each channel over a block of pixels. A thread has four channels of every n-th
 // pixel; the threads of a workgroup are so many columns of four channels, 8 or 16, and as many lanes as that leaves.
 #import split
+#import finite
 
 struct Params {
     pixels: u32,
@@ -65,7 +66,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             at += step;
         }
         mean = pivot + sum / count;
-        own = max(own - sum * sum / count, vec4(0.0));
+        own = relu4(own - sum * sum / count);
     }
     counts[thread] = count;
     means[thread] = mean;

@@ -1,6 +1,7 @@
 // Mean and sum of squared deviations of each channel over a block of pixels, where channels are no multiple of four:
 // 8 threads a channel, 32 channels a workgroup.
 #import split
+#import finite
 
 struct Params {
     pixels: u32,
@@ -56,7 +57,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
             squares = fma(deviation, deviation, squares);
         }
         let count = f32((end - first + 7u) / 8u);
-        own = Moments(count, pivot + sum / count, max(squares - sum * sum / count, 0.0));
+        own = Moments(count, pivot + sum / count, relu(squares - sum * sum / count));
     }
     shared_moments[thread] = own;
     workgroupBarrier();

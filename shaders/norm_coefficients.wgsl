@@ -1,6 +1,7 @@
 // Group norm over 32 groups as one multiplier and one summand a channel, with scale and shift of the time embedding: a
 // workgroup for each group of a sample. Moments of one of the tensors may still be in blocks; they are combined on the way.
 #import split
+#import finite
 
 struct Params {
     channels_a: u32,
@@ -78,6 +79,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index) t
     variance /= f32(p.columns);
     let channels = p.channels_a + p.channels_b;
     var scale = weight[channel] / sqrt(variance + EPSILON);
+    if !is_finite(variance) {
+        // An infinite one would make everything equal.
+        scale = not_a_number(scale);
+    }
     var shift = fma(-mean, scale, bias[channel]);
     if p.scale_shift != 0u {
         let start = p.scale_shift - 1u + sample * 2u * channels + channel;

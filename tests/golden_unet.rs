@@ -8,12 +8,15 @@ use mdm::engine::{DeviceKind, Inputs, Precision, WeightCache};
 use mdm::model::UnetConfig;
 use mdm::plan::{Plan, PlanOptions};
 use mdm::{Control, Device};
-use support::{Golden, Seeded, channels_last, gpus, image, relative_error};
+use support::{Golden, Seeded, bf16_cpu, channels_last, gpus, image, relative_error};
 
 const TOLERANCE: f64 = 1e-5;
 
 /// Activations and weights are rounded to 11 bits after every operation.
 const F16_TOLERANCE: f64 = 1e-2;
+
+/// Inputs and weights of some convolutions are rounded to 8 bits.
+const BF16_TOLERANCE: f64 = 1e-2;
 
 /// Smaller networks run on every instruction set, the largest on the best alone.
 const LARGE: usize = 100;
@@ -98,6 +101,14 @@ fn networks_agree_with_the_golden_files() {
         for device in &devices[..count] {
             check(&golden, device, device.info().instruction_set, TOLERANCE);
         }
+    }
+}
+
+#[test]
+fn networks_in_bf16_agree_with_the_golden_files() {
+    let Some(device) = bf16_cpu(2) else { return println!("skipped: this processor has no bf16") };
+    for golden in Golden::all("unet_") {
+        check(&golden, &device, "bf16", BF16_TOLERANCE);
     }
 }
 

@@ -12,7 +12,9 @@ use mdm::Control;
 use mdm::engine::Precision;
 use mdm::engine::gpu::GpuEngine;
 use mdm::engine::gpu::context::{Context, Memory};
-use mdm::engine::gpu::shader::{BindingKind, Permutation, Shader, ShaderFile, Tile, ValueType};
+use mdm::engine::gpu::shader::{
+    BindingKind, Cooperative, Fragments, Permutation, Shader, ShaderFile, Tile, ValueType,
+};
 use mdm::engine::gpu::submit::{Bound, Dispatch, Encoder, map};
 use mdm::engine::gpu::weights::{decode, upload};
 use support::{gpus, image, manifest_folder, relative_error};
@@ -29,7 +31,7 @@ struct Sums { a: vec4<f32>, b: vec4<f32> }
 
 fn half_of(word: u32, odd: u32) -> f32 { return unpack2x16float(word)[odd]; }
 fn in_exchange(at: u32, i: u32) -> f32 { return half_of(bitcast<u32>(exchange[at + i / 8u][i % 8u / 2u]), i % 2u); }
-fn in_tile(at: u32, i: u32) -> f32 { return half_of(tile[at + i / 8u][i % 8u / 2u], i % 2u); }
+fn in_tile(at: u32, i: u32) -> f32 { return half_of(bitcast<u32>(tile[at + i / 8u][i % 8u / 2u]), i % 2u); }
 
 fn left_rows(at: u32, stride: u32) -> Left {
     let row = at + lane / 2u * stride;
@@ -264,4 +266,225 @@ fn heads_are_those_without_matrix_units() {
             assert!(error > 0.0 && error < 1e-3, "{error:.2e} at {first} and {second} activations");
         }
     }
+}
+
+/// `conv_cooperative` without matrix units.
+fn emulated_convolution(fragments: Fragments, result: ValueType) -> Permutation {
+    let plain = Permutation::plain(Shader::ConvCooperative, ValueType::F16);
+    let own = Permutation { result, fragments, cooperative: Some(Cooperative::VULKAN), ..plain };
+    let source = own.with_own_terms().source();
+    let lines = source.lines().filter(|line| {
+        let dropped = ["enable ", "alias ", "const LEFT_LOADS", "const RIGHT_LOADS"];
+        !dropped.iter().any(|start| line.starts_with(start))
+    });
+    let mut text: String = lines.flat_map(|line| [line, "\n"]).collect();
+    let matrices = MATRICES
+        .replace("const SIZE: u32 = 16u;\nconst SUBGROUP: u32 = 32u;\n", "")
+        .replace("exchange[", "tiles[")
+        .replace("(tile[", "(tiles[")
+        .replace("p.heads", "p.rows");
+    for (from, to) in [
+        ("TERMS", "OWN_TERMS"),
+        ("coopLoadT<Left>(&tiles[", "left_rows(("),
+        ("coopLoadT<Right>(&tiles[", "right_rows(("),
+        ("coopLoad<Right>(&tiles[", "right_columns(("),
+        ("], LEFT_STRIDE)", "), LEFT_STRIDE)"),
+        ("], RIGHT_STRIDE)", "), RIGHT_STRIDE)"),
+        ("], STRIP_STRIDE)", "), STRIP_STRIDE)"),
+        ("coopStoreT(", "store_rows("),
+        (", &tiles[", ", ("),
+        ("    @builtin(subgroup_id) subgroup: u32,\n    @builtin(subgroup_invocation_id) lane: u32,\n", ""),
+        (
+            ") {\n    // Not by",
+            ") {\n    let subgroup = thread / SUBGROUP;\n    lane = thread % SUBGROUP;\n    // Not by",
+        ),
+    ] {
+        text = text.replace(from, to);
+    }
+    text += &matrices;
+    for left in ["coopLoad", "coopStore", "&tiles", "subgroup_id"] {
+        assert!(!text.contains(left), "{left} is not emulated");
+    }
+    let file = ShaderFile { name: "emulated", text: text.leak(), shared: &[] };
+    let shader = Shader::Foreign(Box::leak(Box::new(file)));
+    Permutation { result, ..Permutation::plain(shader, ValueType::F16) }
+}
+
+/// A convolution of two maps with bias and a residual.
+struct Convolution {
+    samples: usize,
+    size: (usize, usize),
+    channels: (usize, usize),
+    columns: usize,
+    kernel: usize,
+    stride: usize,
+    upsampled: bool,
+}
+
+impl Convolution {
+    fn out_size(&self) -> (usize, usize) {
+        let (height, width) = self.size;
+        let side = |side: usize| if self.upsampled { 2 * side } else { side.div_ceil(self.stride) };
+        (side(height), side(width))
+    }
+
+    /// In f64, without the residual; `maps` and `weight` (`[taps][channels][columns]`) as they are rounded.
+    fn expected(&self, maps: [&[f32]; 2], weight: &[f32], bias: &[f32]) -> Vec<f64> {
+        let ((in_height, in_width), (height, width)) = (self.size, self.out_size());
+        let (all, reach, shift) =
+            (self.channels.0 + self.channels.1, self.kernel as isize / 2, usize::from(self.upsampled));
+        let mut expected = Vec::new();
+        for (sample, y, x) in
+            (0..self.samples).flat_map(|s| (0..height).flat_map(move |y| (0..width).map(move |x| (s, y, x))))
+        {
+            let mut sums: Vec<f64> = bias.iter().map(|&bias| bias.into()).collect();
+            for (dy, dx) in (0..self.kernel).flat_map(|dy| (0..self.kernel).map(move |dx| (dy, dx))) {
+                let at = |place: usize, tap: usize, side: usize| {
+                    let at = (place * self.stride + tap) as isize - reach;
+                    usize::try_from(at).ok().filter(|&at| at < side << shift).map(|at| at >> shift)
+                };
+                let (Some(v), Some(u)) = (at(y, dy, in_height), at(x, dx, in_width)) else { continue };
+                let pixel = (sample * in_height + v) * in_width + u;
+                for channel in 0..all {
+                    let value = match channel.checked_sub(self.channels.0) {
+                        None => maps[0][pixel * self.channels.0 + channel],
+                        Some(second) => maps[1][pixel * self.channels.1 + second],
+                    };
+                    let row = ((dy * self.kernel + dx) * all + channel) * self.columns;
+                    for (sum, &weight) in sums.iter_mut().zip(&weight[row..row + self.columns]) {
+                        *sum += f64::from(value) * f64::from(weight);
+                    }
+                }
+            }
+            expected.extend(sums);
+        }
+        expected
+    }
+}
+
+#[test]
+fn convolutions_are_those_of_the_reference() {
+    let rounded = |name: &str, count: usize| -> Vec<f32> {
+        image(name, count, 3).iter().map(|&value| half::f16::from_f32(value).to_f32()).collect()
+    };
+    let cases = [
+        Convolution {
+            samples: 2,
+            size: (9, 7),
+            channels: (40, 8),
+            columns: 56,
+            kernel: 3,
+            stride: 1,
+            upsampled: false,
+        },
+        Convolution {
+            samples: 1,
+            size: (5, 6),
+            channels: (24, 0),
+            columns: 200,
+            kernel: 3,
+            stride: 1,
+            upsampled: true,
+        },
+        Convolution {
+            samples: 3,
+            size: (10, 9),
+            channels: (72, 0),
+            columns: 64,
+            kernel: 3,
+            stride: 2,
+            upsampled: false,
+        },
+        Convolution {
+            samples: 1,
+            size: (13, 11),
+            channels: (64, 32),
+            columns: 104,
+            kernel: 1,
+            stride: 1,
+            upsampled: false,
+        },
+    ];
+    for context in contexts() {
+        for (index, fragments) in Fragments::ALL.into_iter().enumerate() {
+            // Each with some of the problems, all together with all.
+            for case in cases.iter().skip(index % 2).step_by(2) {
+                for splits in [1, 3] {
+                    let error = context.checked(|| convolve(&context, case, fragments, splits, &rounded));
+                    let error = error.unwrap();
+                    assert!(error < 1e-3, "{error:.1e} with {fragments:?} in {splits} parts");
+                }
+            }
+        }
+    }
+}
+
+/// The error of an emulated convolution whose terms are divided into `splits`.
+fn convolve(
+    context: &Context,
+    case: &Convolution,
+    fragments: Fragments,
+    splits: usize,
+    rounded: &dyn Fn(&str, usize) -> Vec<f32>,
+) -> mdm::Result<f64> {
+    let &Convolution { samples, size, channels, columns, kernel, stride, upsampled } = case;
+    let (height, width) = case.out_size();
+    let rows = samples * height * width;
+    let (taps, all) = (kernel * kernel, channels.0 + channels.1);
+    let map = |name: &str, channels: usize| rounded(name, samples * size.0 * size.1 * channels.max(8));
+    let (first, second) = (map("first", channels.0), map("second", channels.1));
+    let weight = rounded("weight", taps * all * columns);
+    let bias = image("bias", columns, 1);
+    let residual = rounded("residual", rows * columns);
+    let mut expected = case.expected([&first, &second], &weight, &bias);
+    for (sum, &residual) in expected.iter_mut().zip(&residual) {
+        *sum += f64::from(residual);
+    }
+    let stored: Vec<f32> = if fragments.along {
+        let at = |tap: usize, column: usize, channel: usize| (tap * all + channel) * columns + column;
+        (0..taps)
+            .flat_map(|tap| (0..columns).flat_map(move |c| (0..all).map(move |i| at(tap, c, i))))
+            .map(|at| weight[at])
+            .collect()
+    } else {
+        weight.clone()
+    };
+    let result = if splits == 1 { ValueType::F16 } else { ValueType::F32 };
+    let permutation = emulated_convolution(fragments, result);
+    let half = |values: &[f32]| upload(context, "values", values, ValueType::F16);
+    let (a, b, weights, residual) = (half(&first)?, half(&second)?, half(&stored)?, half(&residual)?);
+    let exact = |values: &[f32]| upload(context, "values", values, ValueType::F32);
+    let (bias_values, vectors, other) = (exact(&bias)?, exact(&[0.0; 4])?, exact(&[0.0; 4])?);
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+    let values = splits * rows * columns;
+    let output = context.buffer("output", (result.size() * values) as u64, usage)?;
+    let words = [height, width, columns, 1, 0, 1, columns, 0, rows, size.0, size.1];
+    let words =
+        words.into_iter().chain([channels.0, channels.1, kernel, stride, usize::from(upsampled), splits]);
+    let words = words.map(|word| word as u32).collect();
+    let (tile_rows, tile_columns) = fragments.tile(Cooperative::VULKAN);
+    let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
+    let bound = [
+        (1, &a),
+        (2, &b),
+        (3, &weights),
+        (4, &bias_values),
+        (5, &vectors),
+        (6, &residual),
+        (7, &other),
+        (8, &output),
+    ];
+    let bytes = dispatch(context, permutation, tiles * splits, words, &bound)?;
+    let found = decode(&bytes, values, result);
+    let found: Vec<f32> = if splits == 1 {
+        found
+    } else {
+        // What `conv_sum` does.
+        let sum = |at: usize| (0..splits).map(|part| found[part * rows * columns + at]).sum::<f32>();
+        let plain = expected.iter().zip(0..).map(|(_, at)| at % columns);
+        let residual = rounded("residual", rows * columns);
+        plain.enumerate().map(|(at, column)| sum(at) + bias[column] + residual[at]).collect()
+    };
+    let expected: Vec<f32> = expected.into_iter().map(|value| value as f32).collect();
+    Ok(relative_error(&found, &expected))
 }

@@ -15,7 +15,7 @@ use mdm::{Control, Device};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use support::noise::{normal, uniform};
-use support::{gpus, image};
+use support::{bf16_cpu, gpus, image};
 
 /// Builds a plan of one operation together with its inputs and parameters.
 struct Problem {
@@ -112,6 +112,12 @@ impl Problem {
             assert!(error < tolerance, "{set}: relative error {error:.2e} in {:?}", plan.ops[0]);
             assert_eq!(result, run(&three), "{set}: threads change the result of {:?}", plan.ops[0]);
         }
+        if let (Some(one), Some(three)) = (bf16_cpu(1), bf16_cpu(3)) {
+            let result = run(&one);
+            let error = error(&result, &expected);
+            assert!(error < BF16_TOLERANCE, "bf16: relative error {error:.2e} in {:?}", plan.ops[0]);
+            assert_eq!(result, run(&three), "bf16: threads change the result of {:?}", plan.ops[0]);
+        }
         for (name, precision, device) in gpus() {
             let error = error(&run(device), &expected);
             let tolerance = if *precision == Precision::F16 { F16_TOLERANCE } else { tolerance };
@@ -126,6 +132,9 @@ impl Problem {
 
 /// What f16 may lose in one operation: inputs, weights and results are rounded to 11 bits.
 const F16_TOLERANCE: f64 = 2e-3;
+
+/// The same for products of bf16 values, with 8 bits, and small Winograd tiles.
+const BF16_TOLERANCE: f64 = 1e-2;
 
 /// `|a - b|` relative to `b` and to values of order one, whose sums may cancel.
 fn error(a: &[f32], b: &[f32]) -> f64 {
@@ -294,6 +303,99 @@ fn check_conv(shape: &ConvShape) {
         output,
     });
     problem.check(op, &expected, 3e-6);
+}
+
+fn check_small_norm(
+    batch: usize,
+    (height, width): (usize, usize),
+    parts: &[usize],
+    averaged: bool,
+    silu: bool,
+    modulated: bool,
+) {
+    const OUTPUTS: usize = 8;
+    let mut problem = Problem::new(batch);
+    let channels: usize = parts.iter().sum();
+    let parts: Vec<TensorId> = parts.iter().map(|&own| problem.input(height, width, own)).collect();
+    let resample = if averaged { Resample::AverageDown } else { Resample::None };
+    let x = read(&problem, &Source { parts: parts.clone(), norm: None, resample: Resample::None });
+    let (norm_weight, factors) = problem.param(&[channels]);
+    let (norm_bias, summands) = problem.param(&[channels]);
+    let scale_shift = modulated.then(|| problem.input(1, 1, 2 * channels));
+    let modulation = scale_shift.map(|id| problem.values(id).values);
+    let (weight, weights) = problem.param(&[OUTPUTS, channels, 1, 1]);
+
+    let members = channels / 32;
+    let mut normalised = x;
+    for sample in 0..batch {
+        let moments = moments_of(&normalised, sample, height * width);
+        for c in 0..channels {
+            let group = &moments[c / members * members..][..members];
+            let mean = group.iter().map(|own| own.0).sum::<f64>() / members as f64;
+            let variance =
+                group.iter().map(|own| own.1 + (own.0 - mean).powi(2)).sum::<f64>() / members as f64;
+            let mut scale = factors[c] / (variance + 1e-5).sqrt();
+            let mut shift = summands[c] - mean * scale;
+            if let Some(modulation) = &modulation {
+                let own = &modulation[sample * 2 * channels..];
+                scale *= 1.0 + own[c];
+                shift = shift * (1.0 + own[c]) + own[channels + c];
+            }
+            for pixel in 0..height * width {
+                let value = &mut normalised.values[(sample * height * width + pixel) * channels + c];
+                *value = *value * scale + shift;
+                if silu {
+                    *value /= 1.0 + (-*value).exp();
+                }
+            }
+        }
+    }
+    let (out_height, out_width) = if averaged { (height / 2, width / 2) } else { (height, width) };
+    let mut expected = Vec::new();
+    for sample in 0..batch {
+        for (y, x) in (0..out_height).flat_map(|y| (0..out_width).map(move |x| (y as isize, x as isize))) {
+            let at = |c: usize| {
+                if !averaged {
+                    return normalised.at(sample, y, x, c);
+                }
+                let taps = [(0, 0), (0, 1), (1, 0), (1, 1)];
+                taps.iter().map(|(i, j)| normalised.at(sample, 2 * y + i, 2 * x + j, c)).sum::<f64>() / 4.0
+            };
+            let pixel: Vec<f64> = (0..channels).map(at).collect();
+            expected.extend(
+                weights.chunks(channels).map(|row| row.iter().zip(&pixel).map(|(w, x)| w * x).sum::<f64>()),
+            );
+        }
+    }
+
+    let mut ops = Vec::new();
+    let mut moments = Vec::new();
+    for &input in &parts {
+        let output = problem.tensor(1, 1, 2 * problem.tensors[input].channels);
+        ops.push(Op::Moments { input, output });
+        moments.push(output);
+    }
+    let coefficients = problem.tensor(1, 1, 2 * channels);
+    ops.push(Op::NormCoefficients {
+        moments,
+        weight: norm_weight,
+        bias: norm_bias,
+        scale_shift,
+        output: coefficients,
+    });
+    let output = problem.tensor(out_height, out_width, OUTPUTS);
+    let source = Source { parts, norm: Some(Norm { coefficients, silu }), resample };
+    ops.push(Op::Conv(Conv {
+        source,
+        weight,
+        bias: None,
+        sample_bias: None,
+        residual: None,
+        kernel: 1,
+        stride: 1,
+        output,
+    }));
+    problem.check_last(ops, &expected, 1e-5);
 }
 
 /// Mean and biased variance of each channel of a sample.
@@ -467,6 +569,18 @@ proptest! {
     #[test]
     fn moments_in_fours(batch in 1usize..3, height in 1usize..40, width in 1usize..40, packs in 1usize..40) {
         check_moments(batch, height, width, 4 * packs);
+    }
+
+    /// Moments and coefficients that one convolution reads, which a GPU computes in the call that writes its input.
+    #[test]
+    fn norms_of_small_maps(
+        batch in 1usize..3, half_height in 1usize..17, half_width in 2usize..17, members in 1usize..7, cut in 0usize..8,
+        averaged in any::<bool>(), silu in any::<bool>(), modulated in any::<bool>(),
+    ) {
+        let (height, width) = (2 * half_height, 2 * half_width);
+        let channels = 32 * members;
+        let parts = if cut == 0 { vec![channels] } else { vec![4 * cut * members, channels - 4 * cut * members] };
+        check_small_norm(batch, (height, width), &parts, averaged, silu, modulated);
     }
 
     /// Moments that are computed for the norm alone: of one tensor, of the first of two, of both.

@@ -8,10 +8,10 @@ mod support;
 use mdm::engine::gpu::GpuEngine;
 use mdm::engine::{DeviceKind, DeviceOptions, Precision, WeightCache};
 use mdm::model::{CorruptionKind, Metadata, Model, NoiseSchedule};
-use mdm::plan::{Plan, PlanOptions};
+use mdm::plan::{Combine, Plan, PlanOptions};
 use mdm::segment::{SegmentOptions, Segmentation, Segmenter};
 use mdm::{Control, Device, Error, ImageView, PixelFormat};
-use support::models::{CLASSES, WINDOW, metadata, model, scaled_model, unet};
+use support::models::{CLASSES, OVERFLOWS, WINDOW, metadata, model, scaled_model, unet};
 use support::{Seeded, gpus, uniform};
 
 const HEIGHT: usize = 70;
@@ -170,6 +170,27 @@ fn weights_that_f16_cannot_hold_are_an_error() {
             }
             (Precision::F16, other) => panic!("{name}: {:?}", other.map(|result| result.report)),
             (_, result) => assert!(result.is_ok(), "{name}: {:?}", result.err()),
+        }
+    }
+}
+
+#[test]
+fn an_overflow_is_an_error_instead_of_labels() {
+    let pixels = pixels();
+    let image = ImageView::new(&pixels, WIDTH, HEIGHT, PixelFormat::Rgb8).unwrap();
+    for (name, precision, device) in gpus() {
+        for (weight, in_f16, in_f32) in OVERFLOWS {
+            let model = scaled_model(weight, if *precision == Precision::F16 { in_f16 } else { in_f32 });
+            for combine in [Combine::Mean, Combine::Vote] {
+                let options = SegmentOptions { combine, ..SegmentOptions::default() };
+                let mut segmenter = Segmenter::new(&model, device, options).unwrap();
+                match segmenter.segment(&image, &Control::none()) {
+                    Err(Error::Tensor { name, .. }) if name == "probabilities" => {}
+                    other => {
+                        panic!("{name} {precision:?}, {weight}: {:?}", other.map(|result| result.report))
+                    }
+                }
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use mdm::segment::{
     Band, FeatureOptions, Features, Scaling, SegmentOptions, Segmentation, Segmenter, WindowFeatures,
 };
 use mdm::{CancelToken, Control, Device, Error, ImageView, PixelFormat, Result};
-use support::models::{CLASSES, WINDOW, head, metadata, model, model_of};
+use support::models::{CLASSES, OVERFLOWS, WINDOW, head, metadata, model, model_of, scaled_model};
 use support::{relative_error, uniform};
 
 fn device() -> Device {
@@ -457,4 +457,20 @@ fn models_that_share_a_backbone_keep_their_own_heads() {
     let want = segment(&fresh, &image, everything());
     assert!(want.probabilities != of_first.probabilities);
     assert!(alone.probabilities == want.probabilities);
+}
+
+#[test]
+fn an_overflow_is_an_error_instead_of_labels() {
+    let data = pixels(40, 50);
+    for (weight, _, scale) in OVERFLOWS {
+        let model = scaled_model(weight, scale);
+        for combine in [Combine::Mean, Combine::Vote] {
+            let options = SegmentOptions { combine, ..SegmentOptions::default() };
+            let mut segmenter = Segmenter::new(&model, &device(), options).unwrap();
+            match segmenter.segment(&view(&data, 40, 50), &Control::none()) {
+                Err(Error::Tensor { name, .. }) if name == "probabilities" => {}
+                other => panic!("{weight}: {:?}", other.map(|result| result.report)),
+            }
+        }
+    }
 }

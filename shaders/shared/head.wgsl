@@ -123,7 +123,7 @@ fn activations(channel: u32, quad: u32, patch_row: u32, patch_column: u32, scale
         row.second += channel / 4u;
         sum += upsampled(map, row, place_columns[map * PATCH_WIDTH + patch_column]);
     }
-    return max(fma(sum, vec4(scale), biases[quad]), vec4(0.0));
+    return relu4(fma(sum, vec4(scale), biases[quad]));
 }
 
 // A weight of the second or third layer, or a bias of the second; zero beyond its last.

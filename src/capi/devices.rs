@@ -26,15 +26,18 @@ pub const MDM_DEVICE_SOFTWARE_GPU: mdm_device_kind = 4;
 /// A GPU whose driver does not say more.
 pub const MDM_DEVICE_OTHER_GPU: mdm_device_kind = 5;
 
-/// Number formats of activations and weights on a GPU. The CPU computes in f32.
+/// Number formats of activations and weights.
 pub type mdm_precision = u32;
 
-/// f16 where the device has it.
+/// f16 on a GPU that has it, otherwise f32.
 pub const MDM_PRECISION_AUTO: mdm_precision = 0;
-/// As on the CPU.
+/// The most exact.
 pub const MDM_PRECISION_F32: mdm_precision = 1;
-/// Half the memory, and faster; relative errors of 1e-3 instead of 1e-6.
+/// On a GPU: half the memory, and faster; relative errors of 1e-3 instead of 1e-6. The CPU computes in f32.
 pub const MDM_PRECISION_F16: mdm_precision = 2;
+/// On a CPU with AVX512-BF16: faster; relative errors below 1e-2 instead of 1e-6. Other CPUs compute in f32 and log a warning;
+/// GPUs do not have it.
+pub const MDM_PRECISION_BF16: mdm_precision = 3;
 
 /// How a device is opened. Zero is every member's default.
 #[repr(C)]
@@ -44,7 +47,7 @@ pub struct mdm_device_options {
     pub struct_size: usize,
     /// Threads on the CPU; 0 for one a core.
     pub threads: u32,
-    /// Number format on a GPU: one of the MDM_PRECISION constants.
+    /// Number format: one of the MDM_PRECISION constants.
     pub precision: mdm_precision,
     /// Bytes of device memory that may be used on a GPU; 0 for as much as there is.
     pub memory: u64,
@@ -276,6 +279,12 @@ pub unsafe extern "C" fn mdm_device_open(
                 None if choice == "auto" || choice == "gpu" => "the best GPU of this machine".into(),
                 None => format!("asked for as {choice:?}"),
             };
+            if let Some(warning) = &info.warning {
+                log::write(MDM_LOG_WARNING, || format!("{}: {warning}", info.name));
+            }
+            if options.precision == Precision::Bf16 && info.precision != "bf16" {
+                log::write(MDM_LOG_WARNING, || "this processor has no bf16; it computes in f32".into());
+            }
             log::write(MDM_LOG_INFO, || format!("device: {} through {}, {reason}", info.name, info.backend));
             let described = Described::new(info.clone());
             deliver(
@@ -298,6 +307,7 @@ unsafe fn options_of(options: mdm_device_options) -> Result<DeviceOptions, Failu
         MDM_PRECISION_AUTO => Precision::Auto,
         MDM_PRECISION_F32 => Precision::F32,
         MDM_PRECISION_F16 => Precision::F16,
+        MDM_PRECISION_BF16 => Precision::Bf16,
         other => {
             return Err(Failure::argument(format!(
                 "precision: {other} is none of the MDM_PRECISION constants"

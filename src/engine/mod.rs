@@ -186,9 +186,11 @@ pub struct DeviceInfo {
     pub instruction_set: &'static str,
     /// What a GPU can do beyond the least: "f16", "subgroups", "timestamps", "pipeline cache", "cooperative matrices".
     pub supports: Vec<&'static str>,
-    /// Number format of activations and weights, "f32" or "f16"; where the device is not opened, that of
+    /// Number format of activations and weights on a GPU, "f32" or "f16", of products on the CPU, "f32" or "bf16"; where the device is not opened, that of
     /// [`Precision::Auto`].
     pub precision: &'static str,
+    /// What was found to be wrong with the device when it was opened, and what is done instead.
+    pub warning: Option<String>,
 }
 
 /// Kinds of devices.
@@ -222,16 +224,19 @@ impl DeviceKind {
     }
 }
 
-/// Number formats of activations and weights on a GPU; sums are f32 always. The CPU engine computes in f32.
+/// Number formats; sums are f32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// f16 where the device has it.
+    /// f16 on a GPU that has it, otherwise f32.
     #[default]
     Auto,
-    /// As on the CPU.
+    /// The most exact.
     F32,
-    /// Half the memory, and faster; relative errors of 1e-3 instead of 1e-6.
+    /// On a GPU: half the memory, and faster; relative errors of 1e-3 instead of 1e-6. The CPU computes in f32.
     F16,
+    /// On a CPU with AVX512-BF16: faster, and less memory for weights; relative errors below 1e-2 instead of 1e-6. Other CPUs
+    /// compute in f32, which [`DeviceInfo::precision`] tells; GPUs do not have it. Training stays in f32.
+    Bf16,
 }
 
 /// How a device is opened.
@@ -239,7 +244,7 @@ pub enum Precision {
 pub struct DeviceOptions {
     /// Threads of the CPU engine; one a core where there is no number.
     pub threads: Option<usize>,
-    /// Number format on a GPU.
+    /// Number format of activations and weights.
     pub precision: Precision,
     /// Bytes of device memory that may be used on a GPU; as much as there is where there is no number.
     pub memory: Option<u64>,
@@ -261,7 +266,12 @@ impl Device {
 
     /// The host's processor with a thread pool of the library's own; one thread a core where `threads` is `None`.
     pub fn cpu(threads: Option<usize>) -> Result<Self> {
-        Ok(Self::new(cpu::CpuEngine::new(threads)?))
+        Ok(Self::new(cpu::CpuEngine::new(threads, Precision::F32)?))
+    }
+
+    /// The same in the number format of `options`.
+    fn cpu_with(options: &DeviceOptions) -> Result<Self> {
+        Ok(Self::new(cpu::CpuEngine::new(options.threads, options.precision)?))
     }
 
     /// The host's processor once for each instruction set that it and this library know, best first; for tests and
@@ -292,7 +302,7 @@ impl Device {
     /// [`Error::Device`] if there is no such device, it cannot be opened, or it lacks what the options ask for.
     pub fn select(words: &str, options: &DeviceOptions) -> Result<Self> {
         match words {
-            "cpu" => Self::cpu(options.threads),
+            "cpu" => Self::cpu_with(options),
             "auto" => match Self::best_gpu(options) {
                 Ok(device) => Ok(device),
                 Err(reason) => {
@@ -300,7 +310,7 @@ impl Device {
                         Error::Device(reason) => reason,
                         other => other.to_string(),
                     };
-                    Ok(Self { fallback: Some(reason.into()), ..Self::cpu(options.threads)? })
+                    Ok(Self { fallback: Some(reason.into()), ..Self::cpu_with(options)? })
                 }
             },
             "gpu" => Self::best_gpu(options),
@@ -338,7 +348,7 @@ impl Device {
             return Ok(Self::new(gpu::GpuEngine::new(adapter, options)?));
         }
         let _ = found;
-        Self::cpu(options.threads)
+        Self::cpu_with(options)
     }
 
     /// Why `auto` did not take a GPU, if it did not.

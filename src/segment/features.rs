@@ -8,7 +8,7 @@ use crate::model::{FeatureConfig, Model};
 use crate::{Control, Device, Error, Result};
 
 /// How features are taken.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct FeatureOptions {
     /// Size of an image's pixel in micrometres; `None` believes the image.
     pub microns_per_pixel: Option<f64>,
@@ -27,21 +27,6 @@ pub struct FeatureOptions {
     pub class: u32,
     /// Which activations are the features; `None` takes the model's.
     pub features: Option<FeatureConfig>,
-}
-
-impl Default for FeatureOptions {
-    fn default() -> Self {
-        Self {
-            microns_per_pixel: None,
-            batch: None,
-            window: None,
-            overlap: None,
-            seed: 0,
-            corrupt: None,
-            class: 0,
-            features: None,
-        }
-    }
 }
 
 /// Extracts features of images with one backbone on one device.

@@ -178,3 +178,15 @@ pub(crate) fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     }
     (difference / norm).sqrt()
 }
+
+/// The CPU with products of bf16 values, where it has them.
+pub(crate) fn bf16_cpu(threads: usize) -> Option<Device> {
+    let options =
+        DeviceOptions { threads: Some(threads), precision: Precision::Bf16, ..DeviceOptions::default() };
+    let device = Device::select("cpu", &options).unwrap();
+    if device.info().precision != "bf16" {
+        assert_eq!(device.info().precision, "f32");
+        return None;
+    }
+    Some(device)
+}

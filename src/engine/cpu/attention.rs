@@ -108,6 +108,7 @@ impl Step for Attention {
                     let out = output.add(start);
                     context.dispatch(Attend {
                         head: head(index),
+                        terms: context.terms,
                         queries,
                         scores,
                         out,
@@ -167,6 +168,7 @@ impl Kernel for Pack<'_> {
 
 struct Attend<'a> {
     head: Head<'a>,
+    terms: usize,
     queries: std::ops::Range<usize>,
     scores: *mut f32,
     out: SharedMut,
@@ -193,6 +195,8 @@ impl Kernel for Attend<'_> {
                 }],
                 rows,
                 right: packed.0.get(),
+                terms: self.terms,
+                bf16: false,
                 columns: step.pixels,
                 bias: std::ptr::null(),
                 accumulate: false,
@@ -225,6 +229,8 @@ impl Kernel for Attend<'_> {
                 segments: &[Segment { start: self.scores, row_stride: len, len: step.pixels }],
                 rows,
                 right: packed.1.get(),
+                terms: self.terms,
+                bf16: false,
                 columns: step.width,
                 bias: std::ptr::null(),
                 accumulate: false,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::buffer::{Buffer, SharedMut};
 use super::product::{Product, Segment, product};
-use super::reader::Reader;
+use super::reader::{Reader, load};
 use super::simd::{Kernel, Simd};
 use super::step::{Context, ScratchSize, Step};
 use crate::plan::{Conv, Plan};
@@ -19,31 +19,38 @@ pub struct DirectConv {
     conv: Conv,
     weight: Arc<Buffer>,
     bias: Option<Arc<Buffer>>,
-    /// Values of the padded, normalised input of the whole batch; none where the input is read in place.
+    /// Inputs and weights are bf16.
+    bf16: bool,
+    /// Values of the padded, normalised input of the whole batch; none where the input is read in place. Two in bf16 count as one.
     staged: usize,
+    /// Values of a row of that, in f32.
+    row: usize,
 }
 
 impl DirectConv {
-    pub fn new(conv: &Conv, plan: &Plan, weight: Arc<Buffer>, bias: Option<Arc<Buffer>>) -> Self {
+    /// In `bf16`, the number of inputs is even.
+    pub fn new(conv: &Conv, plan: &Plan, weight: Arc<Buffer>, bias: Option<Arc<Buffer>>, bf16: bool) -> Self {
         let source = &conv.source;
-        let plain = source.norm.is_none() && source.resample == crate::plan::Resample::None;
+        let plain = !bf16 && source.norm.is_none() && source.resample == crate::plan::Resample::None;
         let output = &plan.tensors[conv.output];
         let channels: usize = source.parts.iter().map(|&part| plan.tensors[part].channels).sum();
-        let staged = match (conv.kernel, plain) {
-            (1, true) => 0,
-            (1, false) => output.height * output.width * channels,
+        let (rows, row) = match (conv.kernel, plain) {
+            (1, true) => (0, 0),
+            (1, false) => (output.height, output.width * channels),
             _ => {
                 let (height, width) = (output.height * conv.stride, output.width * conv.stride);
-                (height + 2) * (width + 2) * channels
+                (height + 2, (width + 2) * channels)
             }
         };
-        Self { conv: conv.clone(), weight, bias, staged: staged * plan.options.batch }
+        let staged = plan.options.batch * rows * if bf16 { row / 2 } else { row };
+        Self { conv: conv.clone(), weight, bias, bf16, staged, row }
     }
 }
 
 impl Step for DirectConv {
     fn scratch(&self) -> ScratchSize {
-        ScratchSize { shared: self.staged, private: 0 }
+        // Rows are made in f32 first.
+        ScratchSize { shared: self.staged, private: if self.bf16 { self.row } else { 0 } }
     }
 
     fn run(&self, context: &Context<'_>) {
@@ -51,7 +58,7 @@ impl Step for DirectConv {
         let output = &context.plan.tensors[self.conv.output];
         let stride = self.conv.stride;
         let padding = usize::from(self.conv.kernel == 3);
-        let channels = reader.channels();
+        let channels = reader.channels() / if self.bf16 { 2 } else { 1 };
         let stage = (self.staged > 0).then(|| Stage {
             data: context.shared,
             height: output.height * stride + 2 * padding,
@@ -60,9 +67,12 @@ impl Step for DirectConv {
         });
         if let Some(stage) = &stage {
             context.parallel(context.batch() * stage.height, |row| {
-                let kernel = FillRow { reader: &reader, stage, row, padding };
-                // SAFETY: each task fills one row of the stage, which is as large as `scratch` says.
-                unsafe { context.dispatch(kernel) }
+                context.with_private(|scratch| {
+                    let bf16 = self.bf16.then_some(scratch);
+                    let kernel = FillRow { reader: &reader, stage, row, padding, bf16 };
+                    // SAFETY: each task fills one row of the stage, which is as large as `scratch` says.
+                    unsafe { context.dispatch(kernel) }
+                });
             });
         }
 
@@ -85,6 +95,7 @@ impl Step for DirectConv {
             let columns = share * per_task * panel..output.channels.min((share + 1) * per_task * panel);
             let kernel = Rows {
                 step: self,
+                terms: context.terms,
                 reader: &reader,
                 stage: stage.as_ref(),
                 residual: residual.as_ref(),
@@ -106,6 +117,7 @@ struct Stage {
     data: SharedMut,
     height: usize,
     width: usize,
+    /// Two in bf16 count as one.
     channels: usize,
 }
 
@@ -114,6 +126,8 @@ struct FillRow<'a> {
     stage: &'a Stage,
     row: usize,
     padding: usize,
+    /// Room for the row in f32, where the stage is in bf16.
+    bf16: Option<*mut f32>,
 }
 
 impl Kernel for FillRow<'_> {
@@ -127,13 +141,39 @@ impl Kernel for FillRow<'_> {
         // SAFETY: the row lies in the stage.
         unsafe {
             let out = data.get().add(self.row * width * channels);
-            self.reader.row::<S>(sample, y as isize - padding, -padding, width, 0..channels, out, channels);
+            let all = self.reader.channels();
+            let row = self.bf16.unwrap_or(out);
+            self.reader.row::<S>(sample, y as isize - padding, -padding, width, 0..all, row, all);
+            if self.bf16.is_some() {
+                to_bf16::<S>(row, width * all, out.cast());
+            }
+        }
+    }
+}
+
+/// Rounds `count` values to bf16.
+///
+/// # Safety
+/// The instruction set has bf16, and both hold that many values.
+#[inline(always)]
+unsafe fn to_bf16<S: Simd>(from: *const f32, count: usize, to: *mut u16) {
+    let whole = count - count % S::LANES;
+    // SAFETY: the rest goes through arrays of a vector.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            S::store_bf16(to.add(i), S::load(from.add(i)));
+        }
+        if whole < count {
+            let mut rest = [0u16; 16];
+            S::store_bf16(rest.as_mut_ptr(), load::<S>(from.add(whole), count - whole));
+            std::ptr::copy_nonoverlapping(rest.as_ptr(), to.add(whole), count - whole);
         }
     }
 }
 
 struct Rows<'a> {
     step: &'a DirectConv,
+    terms: usize,
     reader: &'a Reader,
     stage: Option<&'a Stage>,
     residual: Option<&'a Reader>,
@@ -156,7 +196,8 @@ impl Kernel for Rows<'_> {
         let mut segments = Vec::with_capacity(3.max(self.reader.parts.len()));
         // SAFETY: stage, maps and output are as large as the plan says; `columns` start at a panel.
         unsafe {
-            let inner = self.reader.channels() * conv.kernel * conv.kernel;
+            let inputs = self.reader.channels() / if self.step.bf16 { 2 } else { 1 };
+            let inner = inputs * conv.kernel * conv.kernel;
             let right = self.step.weight.slice().as_ptr().add(self.columns.start * inner);
             let image = self.output.get().add(self.sample * height * width * channels);
             let out_row = |y: usize| image.add(y * width * channels + self.columns.start);
@@ -190,6 +231,8 @@ impl Kernel for Rows<'_> {
                 segments: &[],
                 rows: width,
                 right,
+                terms: self.terms,
+                bf16: self.step.bf16,
                 columns,
                 bias: bias.map_or(std::ptr::null(), |bias| bias.slice().as_ptr().add(self.columns.start)),
                 accumulate,

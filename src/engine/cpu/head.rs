@@ -9,6 +9,7 @@ use super::product::{Product, Segment, product};
 use super::reader::{Map, load, store};
 use super::simd::{Kernel, Simd};
 use super::step::{Context, ScratchSize, Step};
+use super::sums::TERMS;
 use super::upsample::{Between, between, column_between, row_between};
 use crate::plan::{Combine, HeadShape, Plan, TensorId};
 
@@ -212,6 +213,8 @@ impl Kernel for Row<'_> {
                     segments: &[Segment { start: first, row_stride: hidden.0, len: hidden.0 }],
                     rows: width,
                     right: second.slice().as_ptr().add(head * second_len),
+                    terms: TERMS,
+                    bf16: false,
                     columns: hidden.1,
                     bias: second_bias.slice().as_ptr().add(head * hidden.1),
                     accumulate: false,
@@ -219,12 +222,14 @@ impl Kernel for Row<'_> {
                     out_stride: hidden.1,
                 });
                 for value in std::slice::from_raw_parts_mut(middle, width * hidden.1) {
-                    *value = value.max(0.0);
+                    *value = relu(*value);
                 }
                 product::<S>(&Product {
                     segments: &[Segment { start: middle, row_stride: hidden.1, len: hidden.1 }],
                     rows: width,
                     right: third.slice().as_ptr().add(head * third_len),
+                    terms: TERMS,
+                    bf16: false,
                     columns: classes,
                     bias: third_bias.slice().as_ptr().add(head * classes),
                     accumulate: false,
@@ -238,7 +243,8 @@ impl Kernel for Row<'_> {
                         *to += p;
                     }
                     if self.step.shape.combine == Combine::Vote {
-                        votes[x * classes + highest(logits)] += 1.0;
+                        let best = highest(logits);
+                        votes[x * classes + best] += 1.0 + 0.0 * logits[best];
                     }
                     if self.step.shape.uncertainty {
                         entropies[x] += entropy(logits);
@@ -289,7 +295,10 @@ impl Row<'_> {
                             value = S::add(value, load::<S>(at, lanes));
                         }
                         if last {
-                            value = S::max(S::mul_add(value, S::splat(self.scale), bias), S::splat(0.0));
+                            value = S::mul_add(value, S::splat(self.scale), bias);
+                            let zero = S::splat(0.0);
+                            // As `relu`.
+                            value = S::mul_add(value, zero, S::max(value, zero));
                         }
                         store::<S>(at, value, lanes);
                     }
@@ -298,6 +307,11 @@ impl Row<'_> {
             }
         }
     }
+}
+
+/// Negative numbers as zero; what is not finite is not a number afterwards either, so that an overflow does not become a label.
+fn relu(value: f32) -> f32 {
+    value.max(0.0) + 0.0 * value
 }
 
 fn softmax(logits: &mut [f32]) {

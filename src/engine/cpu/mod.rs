@@ -1,9 +1,10 @@
-//! The native engine: f32 on all cores, with a thread pool of its own.
+//! The native engine: f32 on all cores, or products of bf16 where that is asked for, with a thread pool of its own.
 //!
 //! Results are the same bits whatever the number of threads: threads divide outputs, never sums.
 
 pub mod attention;
 pub mod buffer;
+pub mod caches;
 pub mod conv;
 pub mod corruption;
 pub mod head;
@@ -26,10 +27,10 @@ pub use pack::PackedWeights;
 pub use pool::Pool;
 use simd::InstructionSet;
 
-use super::{DeviceInfo, DeviceKind, Engine, Network, WeightCache};
+use super::{DeviceInfo, DeviceKind, Engine, Network, Precision, WeightCache};
 use crate::model::WeightSource;
 use crate::plan::Plan;
-use crate::{Error, Result};
+use crate::{Control, Error, Result};
 
 /// The host's processor.
 pub struct CpuEngine {
@@ -39,19 +40,20 @@ pub struct CpuEngine {
 }
 
 impl CpuEngine {
-    /// With one thread a core where `threads` is `None`.
-    pub fn new(threads: Option<usize>) -> Result<Self> {
-        Self::with_instruction_set(threads, InstructionSet::available()[0])
+    /// With one thread a core where `threads` is `None`. In f32, unless bf16 is asked for and the processor has it.
+    pub fn new(threads: Option<usize>, precision: Precision) -> Result<Self> {
+        let bf16 = if precision == Precision::Bf16 { InstructionSet::with_bf16() } else { None };
+        Self::with_instruction_set(threads, bf16.unwrap_or(InstructionSet::available()[0]))
     }
 
-    /// All engines that this machine can run, one for each instruction set, best first.
+    /// All engines in f32 that this machine can run, one for each instruction set, best first.
     pub fn all(threads: Option<usize>) -> Result<Vec<Self>> {
         InstructionSet::available().into_iter().map(|set| Self::with_instruction_set(threads, set)).collect()
     }
 
-    /// The instruction set that was chosen.
+    /// The instruction set in f32, in which training computes.
     pub fn set(&self) -> InstructionSet {
-        self.set
+        if self.set.has_bf16() { InstructionSet::available()[0] } else { self.set }
     }
 
     /// The threads.
@@ -74,7 +76,8 @@ impl CpuEngine {
             threads,
             instruction_set: set.name(),
             supports: Vec::new(),
-            precision: "f32",
+            precision: if set.has_bf16() { "bf16" } else { "f32" },
+            warning: None,
         };
         Ok(Self { info, set, pool: Arc::new(Pool::new(threads)?) })
     }
@@ -95,12 +98,15 @@ impl Engine for CpuEngine {
         weights: &dyn WeightSource,
         cache: &WeightCache,
     ) -> Result<Box<dyn Network>> {
-        // A poisoned lock means that packing panicked; what was packed before is whole.
-        let mut guard = cache.cpu.lock().unwrap_or_else(PoisonError::into_inner);
-        let packed = &mut *guard;
         let pool = self.pool.clone();
-        let network =
-            self.pool.install(|| network::CpuNetwork::new(plan, weights, packed, self.set, pool))?;
+        let network = self.pool.run(&Control::none(), || {
+            // Locked by who has its turn, so that nobody waits for his turn with it. A poisoned lock means that packing
+            // panicked; what was packed before is whole.
+            let mut packed = cache.cpu.lock().unwrap_or_else(PoisonError::into_inner);
+            let network = network::CpuNetwork::new(plan, weights, &mut packed, self.set, pool);
+            packed.drop_spare();
+            network
+        })?;
         Ok(Box::new(network))
     }
 }

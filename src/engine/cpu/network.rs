@@ -13,6 +13,7 @@ use super::pack::{Layout, PackedWeights};
 use super::pool::Pool;
 use super::simd::InstructionSet;
 use super::step::{Context, Step};
+use super::sums::TERMS;
 use super::vector::{Linear, Sinusoid};
 use super::winograd::{self, WinogradConv};
 use crate::control::Control;
@@ -52,7 +53,7 @@ impl CpuNetwork {
         pool: Arc<Pool>,
     ) -> Result<Self> {
         plan.check()?;
-        let threads = pool.current_num_threads();
+        let threads = pool.threads();
         let mut builder = StepBuilder { plan: &plan, weights, packed, set, threads, largest_tile: 4 };
         let steps = plan.ops.iter().map(|op| builder.step(op)).collect::<Result<Vec<_>>>()?;
         let sizes = steps.iter().map(|step| step.scratch());
@@ -92,6 +93,7 @@ impl Network for CpuNetwork {
         }
         let context = Context {
             set: self.set,
+            terms: TERMS,
             plan: &self.plan,
             arena: SharedMut::new(arena),
             classes: inputs.classes,
@@ -101,7 +103,7 @@ impl Network for CpuNetwork {
         };
         let (steps, seconds) = (&self.steps, &mut self.seconds);
         // One visit to the pool for the whole plan: each costs a wake-up.
-        self.pool.install(|| {
+        self.pool.run(control, || {
             for (step, seconds) in steps.iter().zip(seconds) {
                 control.check()?;
                 let start = Instant::now();
@@ -213,14 +215,21 @@ impl StepBuilder<'_> {
             0
         };
         let tile = self.largest_tile.min(fastest);
+        let panel = self.set.panel();
+        let bf16 = self.set.has_bf16() && inputs.is_multiple_of(2) && self.largest_tile > 0;
         if tile > 0 && winograd::fits(conv, self.plan) {
-            let weight = self.param(conv.weight, Layout::Winograd { panel: self.set.panel(), tile })?;
+            // Larger tiles multiply the roundings of bf16 by five, more than can be afforded.
+            let bf16 = bf16 && tile == 2;
+            let layout =
+                if bf16 { Layout::WinogradBf16 { panel, tile } } else { Layout::Winograd { panel, tile } };
+            let weight = self.param(conv.weight, layout)?;
             return Ok(match tile {
-                4 => Box::new(WinogradConv::<4>::new(conv, self.plan, weight, bias, self.threads)),
-                _ => Box::new(WinogradConv::<2>::new(conv, self.plan, weight, bias, self.threads)),
+                4 => Box::new(WinogradConv::<4>::new(conv, self.plan, weight, bias, bf16, self.threads)),
+                _ => Box::new(WinogradConv::<2>::new(conv, self.plan, weight, bias, bf16, self.threads)),
             });
         }
-        let weight = self.param(conv.weight, self.panels(false))?;
-        Ok(Box::new(DirectConv::new(conv, self.plan, weight, bias)))
+        let layout = if bf16 { Layout::PanelsBf16 { panel } } else { self.panels(false) };
+        let weight = self.param(conv.weight, layout)?;
+        Ok(Box::new(DirectConv::new(conv, self.plan, weight, bias, bf16)))
     }
 }

@@ -150,7 +150,8 @@ impl BlockMoments {
                 let out = self.out.get().add(c + v * S::LANES);
                 store::<S>(out, S::add(pivots[v], shift), lanes);
                 let rest = S::sub(squares[v].value, S::mul(shift, sum));
-                store::<S>(out.add(self.channels), S::max(rest, zero), lanes);
+                // In this order, what is not a number stays that.
+                store::<S>(out.add(self.channels), S::max(zero, rest), lanes);
                 v += 1;
             }
         }
@@ -197,7 +198,8 @@ impl Step for NormCoefficients {
                 let mean = members.iter().map(|(mean, _)| mean).sum::<f64>() / width as f64;
                 let variance =
                     members.iter().map(|(m, v)| v + (m - mean) * (m - mean)).sum::<f64>() / width as f64;
-                let inverse = 1.0 / (variance + EPSILON).sqrt();
+                // An infinite variance would make everything equal.
+                let inverse = 1.0 / (variance + EPSILON).sqrt() + 0.0 * variance;
                 for c in group * width..(group + 1) * width {
                     let mut scale = f64::from(self.weight.slice()[c]) * inverse;
                     let mut shift = f64::from(self.bias.slice()[c]) - mean * scale;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use super::buffer::Buffer;
 use super::simd::{InstructionSet, Kernel, Simd};
@@ -24,16 +24,23 @@ pub enum Layout {
     /// A matrix `[out, in, taps...]` as panels of `panel` outputs: `[panels][taps][in][panel]`, the last panel padded with
     /// zeros. Where it is `grouped`, the first dimension of the parameter counts matrices that are packed one by one.
     Panels { panel: usize, grouped: bool },
+    /// Such panels of one matrix, rounded to bf16, with an even number of inputs. Those of an even input and of the next one lie
+    /// side by side: `[panels][taps][in / 2][panel][2]`.
+    PanelsBf16 { panel: usize },
     /// A 3x3 kernel transformed for Winograd's algorithm with tiles of `tile` x `tile` outputs: `[points][panels][in][panel]`.
     Winograd { panel: usize, tile: usize },
+    /// The same in bf16, pair by pair as above.
+    WinogradBf16 { panel: usize, tile: usize },
 }
 
 /// Packed parameters of one model. An entry is made once and shared by all networks that use it.
 #[derive(Default)]
 pub struct PackedWeights {
-    known: HashMap<(String, Layout), Arc<Buffer>>,
+    known: HashMap<(String, Layout, Vec<usize>), Arc<Buffer>>,
     /// Memory that can be used again.
     spare: Vec<Buffer>,
+    /// Memory for panels that are then rounded to bf16.
+    unrounded: Option<Buffer>,
 }
 
 impl PackedWeights {
@@ -45,12 +52,25 @@ impl PackedWeights {
         weights: &dyn WeightSource,
         set: InstructionSet,
     ) -> Result<Arc<Buffer>> {
-        let key = (param.name.clone(), layout);
+        // A name may have another shape in another network.
+        let key = (param.name.clone(), layout, param.shape.clone());
         if let Some(known) = self.known.get(&key) {
             return Ok(known.clone());
         }
         let values = param.read(weights)?;
         let packed = Arc::new(match layout {
+            Layout::PanelsBf16 { panel } => {
+                let rows: usize = param.shape[1..].iter().product();
+                let mut panels = self.unrounded(param.shape[0].next_multiple_of(panel) * rows)?;
+                fill_panels(panels.slice_mut(), &values, &param.shape, panel);
+                self.pairs(panels, panel)?
+            }
+            Layout::WinogradBf16 { panel, tile } => {
+                let columns = param.shape[0].next_multiple_of(panel);
+                let mut panels = self.unrounded(winograd::points(tile) * columns * param.shape[1])?;
+                fill_winograd(panels.slice_mut(), &values, &param.shape, panel, tile, set);
+                self.pairs(panels, panel)?
+            }
             Layout::Raw => {
                 let mut buffer = self.memory(values.len())?;
                 buffer.slice_mut().copy_from_slice(&values);
@@ -81,9 +101,38 @@ impl PackedWeights {
         Ok(packed)
     }
 
+    /// Rounds panels to bf16 and interleaves pairs of their rows.
+    fn pairs(&mut self, panels: Buffer, panel: usize) -> Result<Buffer> {
+        let mut packed = Buffer::zeroed(panels.slice().len() / 2)?;
+        let pairs = packed.slice_mut().par_chunks_mut(panel).zip(panels.slice().par_chunks(2 * panel));
+        pairs.for_each(|(to, from)| {
+            let (even, odd) = from.split_at(panel);
+            for ((to, &even), &odd) in to.iter_mut().zip(even).zip(odd) {
+                let bits = |value| u32::from(half::bf16::from_f32(value).to_bits());
+                *to = f32::from_bits(bits(odd) << 16 | bits(even));
+            }
+        });
+        // The next weight is made in the same memory.
+        self.unrounded = Some(panels);
+        Ok(packed)
+    }
+
     /// Forgets what was packed; its memory takes what is packed next. For parameters that change between uses.
     pub fn recycle(&mut self) {
         self.spare.extend(self.known.drain().filter_map(|(_, packed)| Arc::into_inner(packed)));
+    }
+
+    /// Memory for `len` values that are rounded afterwards, whatever it holds.
+    fn unrounded(&mut self, len: usize) -> Result<Buffer> {
+        match self.unrounded.take() {
+            Some(buffer) if buffer.capacity() >= len => Ok(buffer.resized(len)),
+            _ => Buffer::zeroed(len),
+        }
+    }
+
+    /// Gives back memory that nothing stays in.
+    pub fn drop_spare(&mut self) {
+        (self.spare, self.unrounded) = Default::default();
     }
 
     /// Memory for `len` values, whatever it holds.

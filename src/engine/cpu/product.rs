@@ -8,6 +8,9 @@
 use super::simd::{Kernel, PANEL_VECTORS, Simd, panel};
 use super::sums::Runs;
 
+/// Values of a cache line.
+const LINE: usize = 16;
+
 /// A part of the inner dimension that is contiguous within each row of the left matrix.
 #[derive(Clone, Copy)]
 pub struct Segment {
@@ -28,6 +31,11 @@ pub struct Product<'a> {
     pub segments: &'a [Segment],
     pub rows: usize,
     pub right: *const f32,
+    /// Terms after which sums are put [aside](Runs).
+    pub terms: usize,
+    /// Both matrices hold bf16 values, two where a value is counted otherwise: those of an even step of the inner dimension and
+    /// of the next one. Only where the instruction set [has them](Simd::BF16).
+    pub bf16: bool,
     pub columns: usize,
     /// `columns` values, or null.
     pub bias: *const f32,
@@ -62,7 +70,9 @@ pub unsafe fn product<S: Simd>(p: &Product<'_>) {
             let mut row = 0;
             for index in 0..tiles {
                 let end = (index + 1) * p.rows / tiles;
-                tile::<S>(p, right, row, end - row, column);
+                // The last tile brings the next panel nearer. Often more weights follow the last panel too.
+                let ahead = if index + 1 == tiles { panel::<S>() * inner } else { 0 };
+                tile::<S>(p, right, ahead, row, end - row, column);
                 row = end;
             }
         }
@@ -73,13 +83,26 @@ pub unsafe fn product<S: Simd>(p: &Product<'_>) {
 /// # Safety
 /// As for [`Product`]; the tile lies inside it.
 #[inline(always)]
-unsafe fn tile<S: Simd>(p: &Product<'_>, right: *const f32, row: usize, rows: usize, column: usize) {
+unsafe fn tile<S: Simd>(
+    p: &Product<'_>,
+    right: *const f32,
+    ahead: usize,
+    row: usize,
+    rows: usize,
+    column: usize,
+) {
     macro_rules! dispatch {
         ($($n:literal)*) => {
             match rows {
-                // The guard is constant, so tiles larger than the registers are not even compiled.
+                // The guards are constant, so what there are no registers or instructions for is not even compiled.
                 // SAFETY: promised by the caller.
-                $($n if $n <= S::ROWS => unsafe { S::outlined(Tile::<$n> { p, right, row, column }) },)*
+                $($n if S::BF16 && p.bf16 && $n <= S::ROWS => unsafe {
+                    S::outlined(Tile::<$n, true> { p, right, ahead, row, column })
+                },
+                // SAFETY: as above.
+                $n if $n <= S::ROWS => unsafe {
+                    S::outlined(Tile::<$n, false> { p, right, ahead, row, column })
+                },)*
                 _ => {}
             }
         };
@@ -88,31 +111,34 @@ unsafe fn tile<S: Simd>(p: &Product<'_>, right: *const f32, row: usize, rows: us
 }
 
 /// `R` rows and one panel of the result, held in registers.
-struct Tile<'a, const R: usize> {
+struct Tile<'a, const R: usize, const BF16: bool> {
     p: &'a Product<'a>,
     right: *const f32,
+    /// How far behind what is read lies what is brought nearer meanwhile.
+    ahead: usize,
     row: usize,
     column: usize,
 }
 
-impl<const R: usize> Kernel for Tile<'_, R> {
+impl<const R: usize, const BF16: bool> Kernel for Tile<'_, R, BF16> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the tile lies inside the product.
-        unsafe { fixed_tile::<S, R>(self.p, self.right, self.row, self.column) }
+        unsafe { fixed_tile::<S, R, BF16>(&self) }
     }
 }
 
 /// # Safety
 /// As for [`tile`] with `R` rows.
 #[inline(always)]
-unsafe fn fixed_tile<S: Simd, const R: usize>(p: &Product<'_>, right: *const f32, row: usize, column: usize) {
+unsafe fn fixed_tile<S: Simd, const R: usize, const BF16: bool>(tile: &Tile<'_, R, BF16>) {
+    let &Tile { p, right, ahead, row, column } = tile;
     // SAFETY: promised by the caller; `right` holds a full panel for each step of the inner dimension.
     unsafe {
         let mut sums = [[S::splat(0.0); PANEL_VECTORS]; R];
-        let mut runs = Runs::<S, R>::new();
+        let mut runs = Runs::<S, R>::new(p.terms);
         let mut right = right;
         for segment in p.segments {
             let stride = segment.row_stride;
@@ -121,7 +147,10 @@ unsafe fn fixed_tile<S: Simd, const R: usize>(p: &Product<'_>, right: *const f32
             while rest > 0 {
                 let steps = runs.next(rest, &mut sums);
                 for _ in 0..steps {
-                    step::<S, R>(&mut sums, left, stride, right);
+                    for line in 0..(panel::<S>() / LINE).max(1) {
+                        S::prefetch(right.wrapping_add(ahead + line * LINE));
+                    }
+                    step::<S, R, BF16>(&mut sums, left, stride, right);
                     left = left.add(1);
                     right = right.add(panel::<S>());
                 }
@@ -161,7 +190,7 @@ unsafe fn fixed_tile<S: Simd, const R: usize>(p: &Product<'_>, right: *const f32
 /// # Safety
 /// Both are there in full.
 #[inline(always)]
-unsafe fn step<S: Simd, const R: usize>(
+unsafe fn step<S: Simd, const R: usize, const BF16: bool>(
     sums: &mut [[S::V; PANEL_VECTORS]; R],
     left: *const f32,
     stride: usize,
@@ -173,7 +202,11 @@ unsafe fn step<S: Simd, const R: usize>(
         let mut r = 0;
         while r < R {
             let a = S::splat(*left.add(r * stride));
-            sums[r] = [S::mul_add(a, b0, sums[r][0]), S::mul_add(a, b1, sums[r][1])];
+            sums[r] = if BF16 {
+                [S::dot_bf16(a, b0, sums[r][0]), S::dot_bf16(a, b1, sums[r][1])]
+            } else {
+                [S::mul_add(a, b0, sums[r][0]), S::mul_add(a, b1, sums[r][1])]
+            };
             r += 1;
         }
     }

@@ -35,6 +35,8 @@ pub struct ScratchSize {
 /// What an operation sees while it runs.
 pub struct Context<'a> {
     pub set: InstructionSet,
+    /// Terms after which products put their sums [aside](super::sums::Runs).
+    pub terms: usize,
     pub plan: &'a Plan,
     pub arena: SharedMut,
     pub classes: &'a [u32],

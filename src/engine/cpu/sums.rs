@@ -6,8 +6,12 @@ use std::mem::MaybeUninit;
 
 use super::simd::{PANEL_VECTORS, Simd};
 
-/// Terms of a run. Rounding errors grow with the root of this and of the number of runs, not of all terms.
-const TERMS: usize = 32;
+/// Terms of a run. Rounding errors grow with the root of this and of the number of runs, not of all terms; each run costs
+/// as much as two terms.
+pub const TERMS: usize = 128;
+
+/// The same where errors are multiplied later on.
+pub const FEW_TERMS: usize = 32;
 
 /// The sums of a register tile.
 pub type Sums<S, const R: usize> = [[<S as Simd>::V; PANEL_VECTORS]; R];
@@ -17,16 +21,17 @@ pub struct Runs<S: Simd, const R: usize> {
     /// Those of earlier runs, if there are any.
     earlier: MaybeUninit<Sums<S, R>>,
     any: bool,
+    /// Terms of a run.
+    terms: usize,
     /// Terms that this run still takes.
     room: usize,
 }
 
 impl<S: Simd, const R: usize> Runs<S, R> {
-    /// No terms yet.
+    /// No terms yet, of runs of `terms`.
     #[inline(always)]
-    #[expect(clippy::new_without_default, reason = "a default would have to be inlined too")]
-    pub fn new() -> Self {
-        Self { earlier: MaybeUninit::uninit(), any: false, room: TERMS }
+    pub fn new(terms: usize) -> Self {
+        Self { earlier: MaybeUninit::uninit(), any: false, terms, room: terms }
     }
 
     /// How many of `count` terms are next.
@@ -42,7 +47,7 @@ impl<S: Simd, const R: usize> Runs<S, R> {
                 self.earlier.write(*sums);
                 *sums = [[S::splat(0.0); PANEL_VECTORS]; R];
             }
-            (self.any, self.room) = (true, TERMS);
+            (self.any, self.room) = (true, self.terms);
         }
         let terms = if count < self.room { count } else { self.room };
         self.room -= terms;

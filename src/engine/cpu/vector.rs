@@ -82,6 +82,7 @@ impl Step for Linear {
             let first = task * share;
             let kernel = Share {
                 step: self,
+                terms: context.terms,
                 left: activated,
                 inputs: input.channels,
                 batch,
@@ -97,6 +98,7 @@ impl Step for Linear {
 
 struct Share<'a> {
     step: &'a Linear,
+    terms: usize,
     left: SharedMut,
     inputs: usize,
     batch: usize,
@@ -117,6 +119,8 @@ impl Kernel for Share<'_> {
                 segments: &[Segment { start, row_stride: self.inputs, len: self.inputs }],
                 rows: self.batch,
                 right: self.step.weight.slice().as_ptr().add(self.columns.start * self.inputs),
+                terms: self.terms,
+                bf16: false,
                 columns: self.columns.len(),
                 bias: self.step.bias.slice().as_ptr().add(self.columns.start),
                 accumulate: self.step.label_embedding.is_some(),

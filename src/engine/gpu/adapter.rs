@@ -1,5 +1,7 @@
 //! Which GPUs there are.
 
+use std::sync::OnceLock;
+
 use super::shader::Cooperative;
 use crate::engine::{DeviceInfo, DeviceKind};
 use crate::{Error, Result};
@@ -13,17 +15,25 @@ pub(crate) struct Adapter {
 /// Bytes that one workgroup may need for a small tile and its places, see `shaders/conv.wgsl`.
 const LEAST_WORKGROUP_STORAGE: u32 = 16_384;
 
+/// What is said of an adapter with matrix units.
+pub(super) const MATRIX_UNITS: &str = "cooperative matrices";
+
 /// All adapters of the backends that the library was built with, in the drivers' order.
 pub(crate) fn adapters() -> Vec<Adapter> {
+    // One for the process, and never dropped: with the last instance drivers are unloaded, and NVIDIA's leaves the threads that
+    // used it with a destructor that is not there any more when they end.
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
     // Drivers are other people's code: whatever one does here, there is just no GPU then.
     let found = super::guard(|| {
         let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-        let instance = windowless().unwrap_or_else(|| {
-            wgpu::Instance::new(wgpu::InstanceDescriptor {
-                backends,
-                flags: wgpu::InstanceFlags::empty(),
-                backend_options: wgpu::BackendOptions { dx12: dx12(), ..Default::default() },
-                ..wgpu::InstanceDescriptor::new_without_display_handle()
+        let instance = INSTANCE.get_or_init(|| {
+            windowless().unwrap_or_else(|| {
+                wgpu::Instance::new(wgpu::InstanceDescriptor {
+                    backends,
+                    flags: wgpu::InstanceFlags::empty(),
+                    backend_options: wgpu::BackendOptions { dx12: dx12(), ..Default::default() },
+                    ..wgpu::InstanceDescriptor::new_without_display_handle()
+                })
             })
         });
         Ok(pollster::block_on(instance.enumerate_adapters(backends)))
@@ -76,7 +86,7 @@ impl Adapter {
         note(features.contains(wgpu::Features::SUBGROUP), "subgroups");
         note(features.contains(wgpu::Features::TIMESTAMP_QUERY), "timestamps");
         note(features.contains(wgpu::Features::PIPELINE_CACHE), "pipeline cache");
-        note(features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX), "cooperative matrices");
+        note(features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX), MATRIX_UNITS);
         let info = DeviceInfo {
             kind: match known.device_type {
                 wgpu::DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu,
@@ -98,6 +108,7 @@ impl Adapter {
             instruction_set: "wgsl",
             precision: if supports.contains(&"f16") { "f16" } else { "f32" },
             supports,
+            warning: None,
         };
         Self { adapter, info }
     }

@@ -49,5 +49,5 @@ fn matrix_units(builder: &Builder<'_>, width: usize) -> Option<Cooperative> {
     }
     [Cooperative::ATTENTION, Cooperative::WIDE_ATTENTION]
         .into_iter()
-        .find(|unit| unit.is_for(builder.context.cooperative) && width <= unit.terms as usize)
+        .find(|unit| unit.is_for(builder.context.cooperative()) && width <= unit.terms as usize)
 }

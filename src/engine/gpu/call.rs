@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::context::{Context, Memory};
+use super::group_norm::GroupNorms;
 use super::shader::{Permutation, Shader, Tile, ValueType};
 use super::weights::{DeviceWeights, Layout};
 use crate::model::WeightSource;
@@ -53,6 +54,11 @@ pub trait Parameters {
         calls: &mut Vec<Call>,
     ) -> Result<Binding>;
 
+    /// Whether there is [`Layout::Along`].
+    fn lie_along(&self) -> bool {
+        false
+    }
+
     /// Its values on the host.
     fn values(&self, param: &Param) -> Result<Vec<f32>>;
 }
@@ -72,6 +78,10 @@ impl Parameters for Uploaded<'_> {
         _calls: &mut Vec<Call>,
     ) -> Result<Binding> {
         Ok(Binding::whole(self.known.get(context, param, layout, self.weights)?))
+    }
+
+    fn lie_along(&self) -> bool {
+        true
     }
 
     fn values(&self, param: &Param) -> Result<Vec<f32>> {
@@ -115,17 +125,37 @@ pub struct Builder<'a> {
     pub calls: Vec<Call>,
     /// Bytes of scratch memory that the operation has taken so far.
     pub scratch: usize,
+    /// Those that take no operations of their own.
+    pub(super) norms: GroupNorms,
+}
+
+impl<'a> Builder<'a> {
+    /// A builder that gives every operation calls of its own.
+    pub fn new(
+        plan: &'a Plan,
+        context: &'a Context,
+        places: &'a [Place],
+        classes: usize,
+        parameters: &'a mut dyn Parameters,
+    ) -> Self {
+        let norms = GroupNorms::default();
+        Self { plan, context, places, classes, parameters, calls: Vec::new(), scratch: 0, norms }
+    }
 }
 
 impl Builder<'_> {
-    /// The calls of each of the plan's operations, to be run in their order, and the bytes of scratch memory they need.
+    /// The calls of each of the plan's operations, to be run in their order, and the bytes of scratch memory they need. Moments and
+    /// coefficients that only a convolution's input needs may be left to the calls that write that.
     pub(super) fn operations(&mut self) -> Result<(Vec<Vec<Call>>, usize)> {
+        self.norms = GroupNorms::of(self);
         let mut all = Vec::with_capacity(self.plan.ops.len());
         let mut scratch = 0;
         // Moments in scratch memory, where the operation before left them there.
         let mut fresh = None;
         for (index, op) in self.plan.ops.iter().enumerate() {
-            let calls = match (op, fresh.take(), self.plan.ops.get(index + 1)) {
+            let next = self.plan.ops.get(index + 1).filter(|next| !self.norms.replace(next));
+            let calls = match (op, fresh.take(), next) {
+                _ if self.norms.replace(op) => Vec::new(),
                 (Op::Moments { input, output }, _, Some(Op::NormCoefficients { moments, .. }))
                     if moments.iter().filter(|&moments| moments == output).count() == 1 =>
                 {

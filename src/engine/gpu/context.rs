@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::adapter::Adapter;
+use super::calibrate::{Rates, UNMEASURED};
 use super::call::ALIGNMENT;
 use super::pipeline::Pipelines;
+use super::self_test::{self, Found};
 use super::shader::{Cooperative, ValueType};
 use crate::{Error, Result};
 
@@ -17,6 +19,9 @@ pub const GRID_WIDTH: u32 = 32_768;
 /// A submission should keep the device busy for so long: display drivers reset a device that is busy for two seconds, and
 /// people notice a tenth of one.
 const SUBMISSION: Duration = Duration::from_millis(40);
+
+/// Asking after what is done takes no longer than this.
+const AT_ONCE: Duration = Duration::from_micros(50);
 
 /// A device that has not finished a submission after so long never will.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,8 +42,10 @@ pub struct Context {
     pub segment: usize,
     pub value: ValueType,
     pub timestamps: bool,
-    /// Matrix units that products in f16 can use.
-    pub cooperative: Option<Cooperative>,
+    /// Matrix units, whether they are right or not.
+    cooperative: Option<Cooperative>,
+    fault: Option<String>,
+    rates: Rates,
     /// Bytes that may be spent on the device.
     pub memory: Option<u64>,
     pub used: Arc<AtomicU64>,
@@ -104,7 +111,7 @@ impl Context {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| uncaptured.note(error.to_string())));
         let pipelines = Pipelines::new(&device, &adapter.adapter.get_info(), cache);
         let largest = usize::try_from(limits.max_buffer_size).unwrap_or(usize::MAX);
-        Ok(Self {
+        let mut context = Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             device,
             queue,
@@ -119,11 +126,37 @@ impl Context {
             faults,
             pace: Mutex::new(FIRST_PACE),
             staged: AtomicU64::new(0),
-        })
+            fault: None,
+            rates: UNMEASURED,
+        };
+        if let Some(unit) = cooperative {
+            match self_test::examine(&context, unit, &adapter.info.driver) {
+                Found::Right(rates) => context.rates = rates,
+                Found::Fault(reason) => context.fault = Some(reason),
+            }
+        }
+        Ok(context)
     }
 
-    /// Divides what is larger than `segment` bytes, where buffers of that size are possible.
-    pub(super) fn divide(&mut self, segment: usize) {
+    /// Matrix units that products in f16 can use.
+    pub fn cooperative(&self) -> Option<Cooperative> {
+        self.cooperative.filter(|_| self.fault.is_none())
+    }
+
+    /// How fast the matrix units are.
+    pub(super) fn rates(&self) -> &Rates {
+        &self.rates
+    }
+
+    /// What is wrong with the matrix units, which are not used then.
+    pub fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+
+    /// Divides what is larger than `segment` bytes, where buffers of that size are possible. All else is done as by `other`.
+    pub(super) fn divide(&mut self, segment: usize, other: &Self) {
+        // Measured anew they might choose other tiles, whose results have other bits.
+        self.rates = other.rates;
         self.segment = self.segment.min(whole_segment(segment));
     }
 
@@ -221,13 +254,10 @@ impl Context {
 
     /// Waits for a submission (all of them without one) of `work` multiplications that the device began at `began`.
     pub fn wait(&self, submission: Option<wgpu::SubmissionIndex>, began: Instant, work: f64) -> Result<()> {
-        let poll = |timeout| {
-            let timeout = Some(timeout);
-            self.device.poll(wgpu::PollType::Wait { submission_index: submission.clone(), timeout })
-        };
-        // What is done already took less than the time until now.
-        let waited = work > 0.0 && poll(Duration::ZERO).is_err();
-        match poll(PATIENCE) {
+        // Never with a short timeout: wgpu panics where a wait ends early while another thread takes note of the submission's end.
+        let poll = wgpu::PollType::Wait { submission_index: submission, timeout: Some(PATIENCE) };
+        let asked = Instant::now();
+        match self.device.poll(poll) {
             Ok(_) => {}
             Err(wgpu::PollError::Timeout) => {
                 return Err(Error::DeviceLost(format!(
@@ -238,6 +268,8 @@ impl Context {
             Err(error) => return Err(Error::DeviceLost(error.to_string())),
         }
         if work > 0.0 {
+            // What was done already took less than the time until now.
+            let waited = asked.elapsed() > AT_ONCE;
             let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
             *pace = next_pace(*pace, work, began.elapsed(), waited);
         }

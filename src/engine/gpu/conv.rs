@@ -1,5 +1,6 @@
 //! Convolutions: products over gathered rows.
 
+use super::calibrate::Rates;
 use super::call::{Binding, Bindings, Builder, Call, ENOUGH_WORKGROUPS, too_large, word, words};
 use super::shader::{Cooperative, Fragments, Permutation, Shader, Tile, ValueType};
 use super::weights::Layout;
@@ -11,9 +12,6 @@ const LEAST_STEPS: usize = 16;
 
 /// Subgroups that a large device works on at once.
 const SUBGROUPS: usize = 1056;
-
-/// How fast the fragments are, in the order of `Fragments::ALL`, relative to the first.
-const RATES: [f64; 8] = [1.0, 0.75, 0.7, 0.6, 0.63, 0.52, 0.36, 0.63];
 
 /// What a tile's start and end cost, in steps.
 const STEPS_AROUND: usize = 6;
@@ -52,7 +50,6 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
         Some(input) => input,
         None => Input { kernel: conv.kernel, ..input(builder, &conv.source)? },
     };
-    let weight = builder.weight(conv.weight, Layout::Taps)?;
     let (target, result) = builder.map(conv.output)?;
     let rows = builder.batch() * output.height * output.width;
     let columns = output.channels;
@@ -69,10 +66,21 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
         input.kernel * input.kernel * chunks.sum::<usize>()
     };
     let unit =
-        builder.context.cooperative.filter(|unit| builder.value() == ValueType::F16 && packed(unit.pack));
+        builder.context.cooperative().filter(|unit| builder.value() == ValueType::F16 && packed(unit.pack));
     let (permutation, tiles, splits) = match unit {
         Some(unit) => {
-            let (fragments, splits) = division(unit, rows, columns, &steps);
+            let (fragments, splits) = {
+                let along = builder.parameters.lie_along() && input.kernel == conv.kernel;
+                let rates = builder.context.rates();
+                division(
+                    unit,
+                    rows,
+                    columns,
+                    &steps,
+                    |fragments: &Fragments| along || !fragments.along,
+                    rates,
+                )
+            };
             let shader =
                 if unit == Cooperative::METAL { Shader::ConvSimdgroup } else { Shader::ConvCooperative };
             let plain = builder.plain(shader);
@@ -94,6 +102,8 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
     // Parts are added up four columns at a time.
     let splits = if packed(4) { splits } else { 1 };
 
+    let along = permutation.shader == Shader::ConvCooperative && permutation.fragments.along;
+    let weight = builder.weight(conv.weight, if along { Layout::Along } else { Layout::Taps })?;
     let (epilogue, added) = epilogue(builder, conv)?;
     let mut params = epilogue.clone();
     let part = |index: usize| input.parts.get(index).map_or(0, |(_, channels)| *channels);
@@ -148,20 +158,17 @@ fn division(
     rows: usize,
     columns: usize,
     steps: &dyn Fn(u32) -> usize,
+    allowed: impl Fn(&Fragments) -> bool,
+    rates: &Rates,
 ) -> (Fragments, usize) {
     if unit == Cooperative::METAL {
         let (tile_rows, tile_columns) = Fragments::METAL.tile(unit);
         let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
         return (Fragments::METAL, (ENOUGH_WORKGROUPS / tiles).min(steps(unit.terms) / LEAST_STEPS).max(1));
     }
-    if let Some(forced) = std::env::var("MDM_FRAGMENTS").ok().and_then(|text| text.parse::<usize>().ok()) {
-        let fragments = Fragments::ALL[forced];
-        let (tile_rows, tile_columns) = fragments.tile(unit);
-        let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
-        return (fragments, (ENOUGH_WORKGROUPS / tiles).min(steps(fragments.terms) / LEAST_STEPS).max(1));
-    }
     let mut best = (f64::INFINITY, (Fragments::ALL[0], 1));
-    for (fragments, rate) in Fragments::ALL.into_iter().zip(RATES) {
+    let all = Fragments::ALL.into_iter().zip(*rates);
+    for (fragments, rate) in all.filter(|(fragments, _)| allowed(fragments)) {
         let (tile_rows, tile_columns) = fragments.tile(unit);
         let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
         let subgroups = (fragments.threads(unit) / unit.subgroup) as usize;
@@ -266,9 +273,13 @@ pub fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
     let channels: usize = source.parts.iter().map(|&part| plan.tensors[part].channels).sum();
     let rows = builder.batch() * height * width;
     let copy = builder.scratch(rows * channels, builder.value())?;
-    let coefficients =
-        source.norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;
-    let silu = u32::from(source.norm.is_some_and(|norm| norm.silu));
-    super::normalise::normalise(builder, source, (height, width), (coefficients, silu), &copy)?;
+    if let Some(norm) = source.norm.and_then(|norm| builder.norms.get(norm.coefficients)) {
+        super::group_norm::group_norm(builder, source, norm, (height * width, width), &copy)?;
+    } else {
+        let coefficients =
+            source.norm.map_or(Ok(0), |norm| builder.vector(norm.coefficients).map(|at| at + 1))?;
+        let silu = u32::from(source.norm.is_some_and(|norm| norm.silu));
+        super::normalise::normalise(builder, source, (height, width), (coefficients, silu), &copy)?;
+    }
     Ok(Input { parts: vec![(copy, channels)], height, width, upsampled, kernel: 1 })
 }

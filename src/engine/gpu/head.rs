@@ -87,7 +87,7 @@ pub(super) fn head(builder: &mut Builder<'_>, op: &Op) -> Result<()> {
     let unit = Cooperative::HEAD;
     let (permutation, blocks) = if !shape.hidden.0.is_multiple_of(4) {
         (builder.plain(Shader::HeadLogits), rows.div_ceil(PIXELS))
-    } else if builder.value() == ValueType::F16 && unit.is_for(builder.context.cooperative) {
+    } else if builder.value() == ValueType::F16 && unit.is_for(builder.context.cooperative()) {
         let permutation = builder.plain(Shader::HeadCooperative);
         (Permutation { cooperative: Some(unit), ..permutation }, patches)
     } else {

@@ -5,6 +5,7 @@
 
 mod adapter;
 mod attention;
+mod calibrate;
 #[doc(hidden)]
 pub mod call;
 mod canvas;
@@ -13,6 +14,7 @@ pub mod context;
 #[doc(hidden)]
 pub mod conv;
 mod corruption;
+mod group_norm;
 mod head;
 mod memory;
 mod network;
@@ -24,6 +26,7 @@ mod pipeline;
 pub mod prepare;
 #[doc(hidden)]
 pub mod segments;
+mod self_test;
 pub mod shader;
 #[doc(hidden)]
 pub mod spirv;
@@ -79,20 +82,21 @@ impl GpuEngine {
             Precision::F16 if !half => {
                 return Err(Error::Device(format!("{name} has no f16; use f32")));
             }
+            Precision::Bf16 => {
+                return Err(Error::Device(format!("{name} has no bf16; use f16 or f32")));
+            }
             Precision::Auto if half => ValueType::F16,
             Precision::F16 => ValueType::F16,
             Precision::Auto | Precision::F32 => ValueType::F32,
         };
         let (memory, cache) = (options.memory, options.pipeline_cache.clone());
         let context = guard(|| Context::new(&adapter, value, memory, cache.clone()))?;
-        Ok(Self {
-            info: DeviceInfo { precision: value.name(), ..adapter.info.clone() },
-            adapter,
-            value,
-            memory,
-            cache,
-            context: Mutex::new(Arc::new(context)),
-        })
+        let mut info = DeviceInfo { precision: value.name(), ..adapter.info.clone() };
+        if let Some(fault) = context.fault() {
+            info.supports.retain(|what| *what != adapter::MATRIX_UNITS);
+            info.warning = Some(fault.to_owned());
+        }
+        Ok(Self { info, adapter, value, memory, cache, context: Mutex::new(Arc::new(context)) })
     }
 
     /// Opens the device anew and divides what is larger than `segment` bytes, where buffers of that size are possible. Tests
@@ -102,8 +106,9 @@ impl GpuEngine {
     /// Those of the device.
     pub fn reopen_with_segments(&self, segment: usize) -> Result<()> {
         let mut opened = guard(|| Context::new(&self.adapter, self.value, self.memory, self.cache.clone()))?;
-        opened.divide(segment);
-        *self.context.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(opened);
+        let mut context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.divide(segment, &context);
+        *context = Arc::new(opened);
         Ok(())
     }
 

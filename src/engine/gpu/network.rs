@@ -90,15 +90,8 @@ impl GpuNetwork {
         let (ranges, arena_len) =
             memory::arrange(&lengths, ALIGNMENT, context.segment, &accesses, &given, &plan.outputs)?;
 
-        let mut builder = Builder {
-            plan: &plan,
-            context: &context,
-            places: &places,
-            classes,
-            parameters: &mut Uploaded { weights, known },
-            calls: Vec::new(),
-            scratch: 0,
-        };
+        let mut uploaded = Uploaded { weights, known };
+        let mut builder = Builder::new(&plan, &context, &places, classes, &mut uploaded);
         let (calls, scratch_len) = builder.operations()?;
         let sizes = Sizes { arena: arena_len, vectors: vectors_len, scratch: scratch_len, keys: batch };
         let prepared = Prepared::new(&context, calls, ranges, sizes)?;

@@ -178,6 +178,18 @@ impl Pipelines {
         Ok(Pipeline { pipeline, layout, bindings })
     }
 
+    /// What was kept by `note_known` for this adapter.
+    pub fn known(&self) -> Option<String> {
+        std::fs::read_to_string(self.file.as_ref()?.with_extension("known")).ok()
+    }
+
+    /// Keeps what was found out about the adapter. That it could not be written is no error: it is found out again.
+    pub fn note_known(&self, text: &str) {
+        if let Some(file) = &self.file {
+            let _ = write(&file.with_extension("known"), text.as_bytes());
+        }
+    }
+
     /// Keeps what was compiled for the next start. That it could not be written is no error: the next start is slower.
     fn save(&self) {
         if let (Some(file), Some(data)) =

@@ -97,21 +97,22 @@ pub struct Fragments {
     pub own: (u32, u32),
     /// Terms that are held in workgroup memory at a time.
     pub terms: u32,
+    /// Whether weights lie along the terms, `[taps][columns][channels]`, instead of along the columns.
+    pub along: bool,
 }
 
 impl Fragments {
     /// What Metal's shader has.
-    pub const METAL: Self = Self { subgroups: (2, 4), own: (4, 2), terms: 32 };
+    pub const METAL: Self = Self { subgroups: (2, 4), own: (4, 2), terms: 32, along: false };
     /// Those of `conv_cooperative`.
-    pub const ALL: [Self; 8] = [
-        Self { subgroups: (2, 4), own: (4, 3), terms: 32 },
-        Self { subgroups: (2, 4), own: (4, 2), terms: 32 },
-        Self { subgroups: (2, 4), own: (4, 2), terms: 16 },
-        Self { subgroups: (2, 2), own: (4, 4), terms: 32 },
-        Self { subgroups: (2, 2), own: (4, 3), terms: 32 },
-        Self { subgroups: (2, 2), own: (4, 2), terms: 32 },
-        Self { subgroups: (4, 1), own: (2, 2), terms: 32 },
-        Self { subgroups: (2, 2), own: (2, 2), terms: 32 },
+    pub const ALL: [Self; 7] = [
+        Self { subgroups: (2, 4), own: (4, 3), terms: 32, along: false },
+        Self { subgroups: (2, 4), own: (4, 2), terms: 16, along: false },
+        Self { subgroups: (2, 2), own: (2, 2), terms: 32, along: false },
+        Self { subgroups: (4, 1), own: (2, 2), terms: 32, along: false },
+        Self { subgroups: (2, 4), own: (4, 3), terms: 16, along: true },
+        Self { subgroups: (2, 4), own: (4, 2), terms: 32, along: true },
+        Self { subgroups: (2, 2), own: (2, 2), terms: 32, along: true },
     ];
 
     /// Rows and columns of a workgroup's tile.
@@ -184,6 +185,7 @@ shaders! {
     ConvSum "conv_sum",
     FeatureNorm "feature_norm",
     FeatureNormSum "feature_norm_sum",
+    GroupNorm "group_norm",
     HeadCombine "head_combine",
     HeadCooperative "head_cooperative",
     HeadLogits "head_logits",
@@ -231,6 +233,7 @@ const SHARED: &[(&str, &str)] = &[
     ("bilinear", include_str!("../../../shaders/shared/bilinear.wgsl")),
     ("epilogue4", include_str!("../../../shaders/shared/epilogue4.wgsl")),
     ("epilogue", include_str!("../../../shaders/shared/epilogue.wgsl")),
+    ("finite", include_str!("../../../shaders/shared/finite.wgsl")),
     ("head", include_str!("../../../shaders/shared/head.wgsl")),
     ("philox", include_str!("../../../shaders/shared/philox.wgsl")),
     ("rows", include_str!("../../../shaders/shared/rows.wgsl")),
@@ -326,7 +329,9 @@ impl Permutation {
             cooperative.map_or((8 * tile.rows, 8 * tile.columns), |unit| fragments.tile(unit));
         let threads = cooperative.map_or(tile.rows * tile.columns, |unit| fragments.threads(unit));
         let terms = cooperative.map_or(tile.terms, |unit| unit.terms);
-        format!("{} {} {} {rows}x{columns}x{terms} by {threads}", shader.name(), value.name(), result.name())
+        let along = if fragments.along { " along terms" } else { "" };
+        let (name, value, result) = (shader.name(), value.name(), result.name());
+        format!("{name} {value} {result} {rows}x{columns}x{terms} by {threads}{along}")
     }
 
     /// The numbers that the shader is told.
@@ -355,7 +360,8 @@ impl Permutation {
             ("FRAGMENT_ROWS", own.0),
             ("FRAGMENT_COLUMNS", own.1),
             ("LEFT_LOADS", rows * terms / pack / threads),
-            ("RIGHT_LOADS", columns * terms / pack / threads),
+            ("RIGHT_LOADS", (columns * terms / pack).div_ceil(threads)),
+            ("ALONG", u32::from(self.fragments.along)),
         ]
     }
 
@@ -379,7 +385,10 @@ impl Permutation {
         }
         let constants = self.constants();
         for (name, value) in &constants {
-            source += &format!("const {name}: u32 = {value}u;\n");
+            match *name {
+                "ALONG" => source += &format!("const {name}: bool = {};\n", *value != 0),
+                _ => source += &format!("const {name}: u32 = {value}u;\n"),
+            }
         }
         let foreign = match self.shader {
             Shader::Foreign(file) => file.shared,

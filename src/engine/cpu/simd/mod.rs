@@ -22,6 +22,8 @@ pub trait Simd: Copy + 'static {
     const LANES: usize;
     /// Rows of a matrix product's register tile, which is [`PANEL_VECTORS`] vectors wide.
     const ROWS: usize;
+    /// Whether there are products of bf16 values.
+    const BF16: bool = false;
     type V: Copy;
 
     /// Runs `kernel` in a function of its own: inlined into a larger one, compilers run out of registers and keep sums in
@@ -44,6 +46,22 @@ pub trait Simd: Copy + 'static {
     unsafe fn round(a: Self::V) -> Self::V;
     /// `a * 2^n` for integral n in -126..=127.
     unsafe fn scale_by_power_of_two(a: Self::V, n: Self::V) -> Self::V;
+    /// Brings the cache line at `at` nearer, which may be any address. Nothing where the instruction set has no such hint.
+    #[inline(always)]
+    unsafe fn prefetch(at: *const f32) {
+        let _ = at;
+    }
+    /// Stores the values rounded to bf16. Only where [`BF16`](Self::BF16) says so.
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, value: Self::V) {
+        let _ = (to, value);
+    }
+    /// `sum` with the products of both bf16 values that each lane of `a` and `b` holds. Only where [`BF16`](Self::BF16) says so.
+    #[inline(always)]
+    unsafe fn dot_bf16(a: Self::V, b: Self::V, sum: Self::V) -> Self::V {
+        let _ = (a, b);
+        sum
+    }
     /// Sum of all values, in a fixed order.
     unsafe fn sum(a: Self::V) -> f32;
 
@@ -52,7 +70,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn exp(x: Self::V) -> Self::V {
         // SAFETY: as the trait says.
         unsafe {
-            let x = Self::min(Self::max(x, Self::splat(-87.0)), Self::splat(88.0));
+            // In this order, what is not a number stays that.
+            let x = Self::min(Self::splat(88.0), Self::max(Self::splat(-87.0), x));
             let n = Self::round(Self::mul(x, Self::splat(std::f32::consts::LOG2_E)));
             // ln 2 in two parts, so that the reduced argument keeps its bits.
             let r = Self::mul_add(n, Self::splat(-0.693_359_4), x);
@@ -101,20 +120,24 @@ pub enum InstructionSet {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same with products of bf16 values, which convolutions use.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
 
 impl InstructionSet {
-    /// All that this machine can run, best first.
+    /// All in f32 that this machine can run, best first.
     pub fn available() -> Vec<Self> {
         let mut sets = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
                 sets.push(Self::Avx512);
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if avx2 {
                 sets.push(Self::Avx2);
             }
         }
@@ -126,6 +149,27 @@ impl InstructionSet {
         sets
     }
 
+    /// The one with products of bf16 values, if this machine can run it.
+    pub fn with_bf16() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if Self::available().contains(&Self::Avx512)
+            && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            return Some(Self::Avx512Bf16);
+        }
+        None
+    }
+
+    /// Whether it has products of bf16 values.
+    pub fn has_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::Avx512Bf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -133,6 +177,8 @@ impl InstructionSet {
             Self::Avx2 => "avx2+fma",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => "avx512+bf16",
             #[cfg(target_arch = "aarch64")]
             Self::Neon => "neon",
         }
@@ -146,6 +192,8 @@ impl InstructionSet {
             Self::Avx2 => panel::<x86::Avx2>(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => panel::<x86::Avx512>(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => panel::<x86::Avx512Bf16>(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => panel::<neon::Neon>(),
         }
@@ -154,7 +202,7 @@ impl InstructionSet {
     /// Runs `kernel` compiled for this instruction set.
     ///
     /// # Safety
-    /// `self` is one of [`available`](Self::available), and the kernel's fields keep their promises.
+    /// `self` is one of [`available`](Self::available) or [`with_bf16`](Self::with_bf16), and the kernel's fields keep their promises.
     pub unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: passed on to the caller.
         unsafe {
@@ -164,6 +212,8 @@ impl InstructionSet {
                 Self::Avx2 => x86::avx2(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 => x86::avx512(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512Bf16 => x86::avx512_bf16(kernel),
                 #[cfg(target_arch = "aarch64")]
                 Self::Neon => neon::neon(kernel),
             }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use transform::{Target, input_tile, output_tile};
 
 use super::buffer::{Buffer, SharedMut};
+use super::caches::Caches;
 use super::product::{Product, Segment, product};
 use super::reader::{Map, Reader};
 use super::simd::{Kernel, Simd};
@@ -27,8 +28,24 @@ use crate::plan::{Conv, Plan};
 /// Channels that are read and transformed at a time.
 pub const CHUNK: usize = 32;
 
-/// Tiles of a block at most. More tiles read the weights less often; fewer stay in cache.
-const BLOCK_TILES: usize = 32;
+/// Tiles of a block at least where the weights are what costs, and at most. More tiles read the weights less often; fewer
+/// stay in cache.
+const FEWEST_TILES: usize = 16;
+const MOST_TILES: usize = 64;
+
+/// Columns of tiles of a block at most.
+const WIDEST: usize = 32;
+
+/// Tiles of a block if each takes `bytes`: as many as the second-level cache holds. If those are few, weights are read so
+/// often that it is better to keep the tiles in a share of the last level.
+fn block_tiles(bytes: usize, threads: usize) -> usize {
+    let caches = Caches::of_this_machine();
+    let near = caches.second / bytes;
+    if near >= FEWEST_TILES {
+        return near.min(WIDEST);
+    }
+    (caches.last / 2 / threads / bytes).clamp(FEWEST_TILES, MOST_TILES)
+}
 
 /// Tasks that every thread should get, so that all of them end at about the same time.
 const TASKS_PER_THREAD: usize = 4;
@@ -45,6 +62,8 @@ pub struct WinogradConv<const TILE: usize> {
     bias: Option<Arc<Buffer>>,
     inputs: usize,
     outputs: usize,
+    /// Transformed tiles and weights are bf16.
+    bf16: bool,
     /// Rows and columns of tiles.
     grid: (usize, usize),
     batch: usize,
@@ -82,6 +101,7 @@ impl<const TILE: usize> WinogradConv<TILE> {
         plan: &Plan,
         weight: Arc<Buffer>,
         bias: Option<Arc<Buffer>>,
+        bf16: bool,
         threads: usize,
     ) -> Self {
         let output = &plan.tensors[conv.output];
@@ -93,14 +113,22 @@ impl<const TILE: usize> WinogradConv<TILE> {
             Work::Steps
         } else {
             // Every thread gets a block.
-            let tiles = total.div_ceil(threads).min(BLOCK_TILES);
-            let width = grid.1.min(16).min(tiles);
+            let tiles = total
+                .div_ceil(threads)
+                .min(block_tiles(Self::POINTS * 4 * (stride(inputs) + stride(output.channels)), threads));
+            // As wide as each other.
+            let width = grid.1.div_ceil(grid.1.div_ceil(tiles.min(WIDEST)));
             let block = ((tiles / width).clamp(1, grid.0), width);
             let (rows, columns) = (grid.0.div_ceil(block.0), grid.1.div_ceil(block.1));
             let strips = (TASKS_PER_THREAD * threads).div_ceil(batch * columns).min(rows);
             Work::Blocks { block, strip: rows.div_ceil(strips) }
         };
-        Self { conv: conv.clone(), weight, bias, inputs, outputs: output.channels, grid, batch, work }
+        Self { conv: conv.clone(), weight, bias, inputs, outputs: output.channels, bf16, grid, batch, work }
+    }
+
+    /// Values that a tile's inputs at a point take; two in bf16 count as one.
+    fn depth(&self) -> usize {
+        if self.bf16 { self.inputs / 2 } else { self.inputs }
     }
 
     /// Values of a chunk's ring that is `columns` tiles wide.
@@ -109,15 +137,24 @@ impl<const TILE: usize> WinogradConv<TILE> {
     }
 
     /// The product of all tiles at `point`, for the panels of `columns`.
-    fn product(&self, point: usize, tiles: usize, columns: Range<usize>, panel: usize) -> PointProduct<'_> {
-        let weight = (point * self.outputs.div_ceil(panel) * panel + columns.start) * self.inputs;
+    fn product(
+        &self,
+        point: usize,
+        tiles: usize,
+        columns: Range<usize>,
+        context: &Context<'_>,
+    ) -> PointProduct<'_> {
+        let (panel, terms) = (context.set.panel(), context.terms);
+        let weight = (point * self.outputs.div_ceil(panel) * panel + columns.start) * self.depth();
         PointProduct {
             right: &self.weight.slice()[weight..],
-            inputs: self.inputs,
+            terms,
+            bf16: self.bf16,
+            inputs: self.depth(),
             point,
             tiles,
             columns,
-            strides: (stride(self.inputs), stride(self.outputs)),
+            strides: (stride(self.depth()), stride(self.outputs)),
         }
     }
 
@@ -127,7 +164,7 @@ impl<const TILE: usize> WinogradConv<TILE> {
         let tiles = per_sample * self.batch;
         let transformed = context.shared;
         // SAFETY: shared scratch memory is as long as `scratch` says.
-        let products = unsafe { transformed.add(Self::POINTS * tiles * stride(self.inputs)) };
+        let products = unsafe { transformed.add(Self::POINTS * tiles * stride(self.depth())) };
         let block = |sample: usize, scratch: *mut f32| Block {
             step: self,
             parts,
@@ -140,7 +177,7 @@ impl<const TILE: usize> WinogradConv<TILE> {
             count: tiles,
             ring: scratch,
             // SAFETY: as above; samples follow each other.
-            transformed: unsafe { transformed.add(sample * per_sample * stride(self.inputs)) }.get(),
+            transformed: unsafe { transformed.add(sample * per_sample * stride(self.depth())) }.get(),
             // SAFETY: as above.
             products: unsafe { products.add(sample * per_sample * stride(self.outputs)) }.get(),
         };
@@ -157,7 +194,7 @@ impl<const TILE: usize> WinogradConv<TILE> {
         let shares = self.outputs.div_ceil(share);
         context.parallel(Self::POINTS * shares, |task| {
             let columns = task % shares * share..self.outputs.min((task % shares + 1) * share);
-            let product = self.product(task / shares, tiles, columns, panel);
+            let product = self.product(task / shares, tiles, columns, context);
             // SAFETY: each task writes its own point and channels of the products.
             unsafe { context.dispatch(product.of(transformed.get(), products.get())) }
         });
@@ -183,7 +220,7 @@ impl<const TILE: usize> WinogradConv<TILE> {
             context.with_private(|ring| {
                 let transformed = ring.wrapping_add(self.inputs / CHUNK * Self::ring_len(block.1));
                 let products =
-                    transformed.wrapping_add(Self::POINTS * block.0 * block.1 * stride(self.inputs));
+                    transformed.wrapping_add(Self::POINTS * block.0 * block.1 * stride(self.depth()));
                 for row in (first_row..end).step_by(block.0) {
                     let tiles = (block.0.min(end - row), block.1.min(columns - first_column));
                     let block = Block {
@@ -201,7 +238,7 @@ impl<const TILE: usize> WinogradConv<TILE> {
                         products,
                     };
                     // SAFETY: scratch has the size that was asked for; blocks write disjoint parts of the output.
-                    unsafe { context.dispatch(AllSteps { block, panel: context.set.panel() }) }
+                    unsafe { context.dispatch(AllSteps { block, context }) }
                 }
             });
         });
@@ -210,7 +247,7 @@ impl<const TILE: usize> WinogradConv<TILE> {
 
 impl<const TILE: usize> Step for WinogradConv<TILE> {
     fn scratch(&self) -> ScratchSize {
-        let tile = Self::POINTS * (stride(self.inputs) + stride(self.outputs));
+        let tile = Self::POINTS * (stride(self.depth()) + stride(self.outputs));
         match self.work {
             Work::Blocks { block, .. } => ScratchSize {
                 private: self.inputs / CHUNK * Self::ring_len(block.1) + block.0 * block.1 * tile,
@@ -268,7 +305,7 @@ struct Block<'a, const TILE: usize> {
 /// A block through all steps.
 struct AllSteps<'a, const TILE: usize> {
     block: Block<'a, TILE>,
-    panel: usize,
+    context: &'a Context<'a>,
 }
 
 impl<const TILE: usize> Kernel for AllSteps<'_, TILE> {
@@ -285,7 +322,7 @@ impl<const TILE: usize> Kernel for AllSteps<'_, TILE> {
                 block.transform_input::<S>(chunk * CHUNK, block.ring.add(chunk * ring_len));
             }
             for point in 0..WinogradConv::<TILE>::POINTS {
-                let point = step.product(point, block.count, 0..step.outputs, self.panel);
+                let point = step.product(point, block.count, 0..step.outputs, self.context);
                 point.of(block.transformed, block.products).run::<S>();
             }
             block.transform_output::<S>(0..step.outputs);
@@ -326,6 +363,8 @@ impl<const TILE: usize> Kernel for TransformOutput<'_, TILE> {
 /// A matrix product at one point.
 struct PointProduct<'a> {
     right: &'a [f32],
+    terms: usize,
+    bf16: bool,
     inputs: usize,
     point: usize,
     tiles: usize,
@@ -345,6 +384,8 @@ impl PointProduct<'_> {
             },
             rows: self.tiles,
             right: self.right.as_ptr(),
+            terms: self.terms,
+            bf16: self.bf16,
             columns: self.columns.len(),
             out: products.wrapping_add(self.point * self.tiles * out_stride + self.columns.start),
             out_stride,
@@ -357,6 +398,8 @@ struct OwnedProduct {
     left: Segment,
     rows: usize,
     right: *const f32,
+    terms: usize,
+    bf16: bool,
     columns: usize,
     out: *mut f32,
     out_stride: usize,
@@ -373,6 +416,8 @@ impl Kernel for OwnedProduct {
                 segments: &[self.left],
                 rows: self.rows,
                 right: self.right,
+                terms: self.terms,
+                bf16: self.bf16,
                 columns: self.columns,
                 bias: std::ptr::null(),
                 accumulate: false,
@@ -398,7 +443,7 @@ impl<const TILE: usize> Block<'_, TILE> {
     /// no other task writes them.
     #[inline(always)]
     unsafe fn transform_input<S: Simd>(&self, chunk: usize, ring: *mut f32) {
-        let tile_stride = stride(self.step.inputs);
+        let tile_stride = stride(self.step.depth());
         let point_stride = self.count * tile_stride;
         let columns = TILE * self.tiles.1 + 2;
         let row_len = columns * CHUNK;
@@ -416,11 +461,18 @@ impl<const TILE: usize> Block<'_, TILE> {
                     filled += 1;
                 }
                 for tile_x in 0..self.tiles.1 {
-                    let to = self.transformed.add((tile_y * self.tiles.1 + tile_x) * tile_stride + chunk);
+                    let to = self.transformed.add((tile_y * self.tiles.1 + tile_x) * tile_stride);
                     let mut c = 0;
                     while c < CHUNK {
                         let from = ring.add(TILE * tile_x * CHUNK + c).cast_const();
-                        input_tile::<S, TILE>(from, row_len, first % Self::SIDE, to.add(c), point_stride);
+                        let first = first % Self::SIDE;
+                        if S::BF16 && self.step.bf16 {
+                            let to = to.cast::<u16>().add(chunk + c).cast();
+                            input_tile::<S, TILE, true>(from, row_len, first, to, point_stride);
+                        } else {
+                            let to = to.add(chunk + c);
+                            input_tile::<S, TILE, false>(from, row_len, first, to, point_stride);
+                        }
                         c += S::LANES;
                     }
                 }

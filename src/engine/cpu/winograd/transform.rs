@@ -51,12 +51,12 @@ unsafe fn input_transform<S: Simd, const TILE: usize>(d: [S::V; MOST_POINTS]) ->
     }
 }
 
-/// `B^T d B` for the tile whose rows start at slot `first` of the ring at `from`.
+/// `B^T d B` for the tile whose rows start at slot `first` of the ring at `from`. A point's vector is half as long in `BF16`.
 ///
 /// # Safety
 /// The ring has as many rows as the tile, and `to` takes a vector a point, `point_stride` apart.
 #[inline(always)]
-pub unsafe fn input_tile<S: Simd, const TILE: usize>(
+pub unsafe fn input_tile<S: Simd, const TILE: usize, const BF16: bool>(
     from: *const f32,
     row_len: usize,
     first: usize,
@@ -90,7 +90,12 @@ pub unsafe fn input_tile<S: Simd, const TILE: usize>(
             let v = input_transform::<S, TILE>(rows[y]);
             let mut x = 0;
             while x < side {
-                S::store(to.add((y * side + x) * point_stride), v[x]);
+                let to = to.add((y * side + x) * point_stride);
+                if BF16 {
+                    S::store_bf16(to.cast(), v[x]);
+                } else {
+                    S::store(to, v[x]);
+                }
                 x += 1;
             }
             y += 1;

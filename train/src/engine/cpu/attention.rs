@@ -9,6 +9,7 @@ use mdm::engine::cpu::buffer::SharedMut;
 use mdm::engine::cpu::product::{Product, Segment, product};
 use mdm::engine::cpu::simd::{Kernel, Simd, panel};
 use mdm::engine::cpu::step::{Context, ScratchSize};
+use mdm::engine::cpu::sums::FEW_TERMS;
 use mdm::plan::{Plan, TensorId};
 
 use super::outer::{Outer, Rows, outer};
@@ -157,6 +158,8 @@ impl Kernel for Head {
                         segments: &[Segment { start: left, row_stride: left_stride, len: width }],
                         rows,
                         right,
+                        terms: FEW_TERMS,
+                        bf16: false,
                         columns: pixels,
                         bias: std::ptr::null(),
                         accumulate: false,
@@ -177,6 +180,8 @@ impl Kernel for Head {
                     segments: &[Segment { start: slopes, row_stride: padded, len: pixels }],
                     rows,
                     right: keys,
+                    terms: FEW_TERMS,
+                    bf16: false,
                     columns: width,
                     bias: std::ptr::null(),
                     accumulate: false,

@@ -16,6 +16,7 @@ use mdm::engine::cpu::buffer::{Buffer, SharedMut};
 use mdm::engine::cpu::network::StepBuilder;
 use mdm::engine::cpu::simd::InstructionSet;
 use mdm::engine::cpu::step::{Context, ScratchSize};
+use mdm::engine::cpu::sums::FEW_TERMS;
 use mdm::engine::cpu::{CpuEngine, PackedWeights, Pool};
 use mdm::model::MapWeights;
 use mdm::plan::{Op, TensorInfo};
@@ -49,7 +50,7 @@ impl CpuProgram {
     /// [`Error::OutOfMemory`].
     pub fn new(engine: &CpuEngine, program: Program) -> Result<Self> {
         let (set, pool) = (engine.set(), engine.pool().clone());
-        let threads = pool.current_num_threads();
+        let threads = pool.threads();
         let mut size = ScratchSize::default();
         let mut packed = PackedWeights::default();
         // Steps are made anew whenever they run, since their weights change; here they only say what they need.
@@ -58,7 +59,7 @@ impl CpuProgram {
         let values = Values { places: &places, flat: zeros.slice() };
         for instruction in &program.instructions {
             let one = match instruction {
-                Instruction::Network(op) => pool.install(|| {
+                Instruction::Network(op) => pool.run(&Control::none(), || {
                     packed.recycle();
                     let mut builder = step_builder(&program, op, &values, &mut packed, set, threads);
                     Ok::<_, Error>(builder.step(op)?.scratch())
@@ -119,6 +120,7 @@ impl CpuProgram {
         }
         let context = Context {
             set: self.set,
+            terms: FEW_TERMS,
             plan,
             arena: SharedMut::new(arena),
             classes: &[],
@@ -129,7 +131,7 @@ impl CpuProgram {
         let gradients = Gradients::new(values.places, gradients);
         let (program, threads) = (&self.program, self.private.len());
         let (packed, seconds) = (&mut self.packed, &mut self.seconds);
-        self.pool.install(|| {
+        self.pool.run(control, || {
             let mut loss = 0.0;
             for (instruction, seconds) in program.instructions.iter().zip(seconds) {
                 control.check()?;
@@ -386,7 +388,7 @@ impl Learner for CpuLearner {
 
     fn update(&mut self, update: &Update) -> Result<UpdateReport> {
         let pool = self.program.pool.clone();
-        pool.install(|| {
+        pool.run(&Control::none(), || {
             let gradient_norm = optimise::norm(self.gradients.slice());
             let applied = gradient_norm.is_finite();
             if applied {

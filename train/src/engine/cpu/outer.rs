@@ -4,7 +4,7 @@
 
 use mdm::engine::cpu::reader::{load, store};
 use mdm::engine::cpu::simd::{Kernel, PANEL_VECTORS, Simd, panel};
-use mdm::engine::cpu::sums::{Runs, Sums};
+use mdm::engine::cpu::sums::{FEW_TERMS, Runs, Sums};
 
 /// Rows that follow each other at equal distances in both matrices.
 #[derive(Clone, Copy)]
@@ -131,7 +131,7 @@ impl<const R: usize> Tile<'_, R> {
     /// As for [`Outer`].
     #[inline(always)]
     unsafe fn sum<S: Simd, const FULL: bool>(&self, sums: &mut Sums<S, R>, lanes: [usize; PANEL_VECTORS]) {
-        let mut runs = Runs::<S, R>::new();
+        let mut runs = Runs::<S, R>::new(FEW_TERMS);
         // SAFETY: the tile lies inside the result.
         unsafe {
             for rows in self.p.rows {

@@ -99,15 +99,7 @@ impl GpuProgram {
         let (share, losses) = (Arc::new(share), Arc::new(losses));
 
         let mut packed = Packed::new(&context, &program, &layout, &values)?;
-        let mut builder = Builder {
-            plan,
-            context: &context,
-            places: &places,
-            classes: 0,
-            parameters: &mut packed,
-            calls: Vec::new(),
-            scratch: 0,
-        };
+        let mut builder = Builder::new(plan, &context, &places, 0, &mut packed);
         let (mut calls, mut scratch) = (Vec::new(), 0);
         for instruction in &program.instructions {
             let (own, needed) = match instruction {

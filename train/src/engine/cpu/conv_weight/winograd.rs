@@ -292,7 +292,7 @@ impl Kernel for Transform<'_> {
                         while c < CHUNK {
                             let (from, to) = (from.add(c), to.add(c));
                             if self.first {
-                                input_tile::<S, TILE>(
+                                input_tile::<S, TILE, false>(
                                     from,
                                     row_len,
                                     TILE * tile_y % SIDE,

@@ -1,0 +1,109 @@
+//! How fast a device multiplies with each division of its work among matrix units. What suits one card does not suit the next: it is
+//! measured once a driver, on one convolution as the network has them.
+
+use std::time::Instant;
+
+use super::call::word;
+use super::context::Context;
+use super::self_test::numbers;
+use super::shader::{BindingKind, Cooperative, Fragments, Permutation, Shader, ValueType};
+use super::submit::{Bound, Dispatch, Encoder};
+use super::weights::upload;
+use crate::Result;
+use crate::control::Control;
+
+/// Speeds of all fragments relative to the first.
+pub(super) type Rates = [f64; Fragments::ALL.len()];
+
+/// Those where nothing was measured: of all convolutions of the paper's network on an H200, and the same where weights lie along the
+/// terms, so that these are not taken.
+pub(super) const UNMEASURED: Rates = [1.0, 0.8, 0.57, 0.31, 0.3, 0.3, 0.3];
+
+/// Samples, rows and columns, and channels of the convolution, which fills large devices several times.
+const SAMPLES: usize = 16;
+const SIDE: usize = 64;
+const CHANNELS: usize = 384;
+
+/// Runs, of which the fastest counts.
+const RUNS: usize = 3;
+
+/// Measures all fragments.
+///
+/// # Errors
+/// Those of the device, also that it has no memory for it.
+pub(super) fn rates(context: &Context, unit: Cooperative) -> Result<Rates> {
+    use wgpu::BufferUsages as Usage;
+    let rows = SAMPLES * SIDE * SIDE;
+    let values = |count, seed| upload(context, "calibration", &numbers(count, seed), ValueType::F16);
+    let input = values(rows * CHANNELS, 1)?;
+    let weight = values(9 * CHANNELS * CHANNELS, 2)?;
+    let output = context.buffer("calibration", (2 * rows * CHANNELS) as u64, Usage::STORAGE)?;
+    let nothing =
+        [context.buffer("nothing", 16, Usage::STORAGE)?, context.buffer("nothing", 16, Usage::STORAGE)?];
+    let mut words =
+        [SIDE, SIDE, CHANNELS, 0, 0, 0, 0, 0].map(word).into_iter().collect::<Result<Vec<_>>>()?;
+    for value in [rows, SIDE, SIDE, CHANNELS, 0, 3, 1, 0, 1] {
+        words.push(word(value)?);
+    }
+    words.resize(words.len().next_multiple_of(4), 0);
+    let params = context.buffer("calibration", 4 * words.len() as u64, Usage::UNIFORM | Usage::COPY_DST)?;
+    context.queue.write_buffer(&params.buffer, 0, bytemuck::cast_slice(&words));
+
+    let mut seconds = [f64::INFINITY; Fragments::ALL.len()];
+    for (best, fragments) in seconds.iter_mut().zip(Fragments::ALL) {
+        let plain = Permutation::plain(Shader::ConvCooperative, ValueType::F16);
+        let permutation = Permutation { cooperative: Some(unit), fragments, ..plain }.with_own_terms();
+        let (tile_rows, tile_columns) = fragments.tile(unit);
+        let tiles = rows.div_ceil(tile_rows as usize) * CHANNELS.div_ceil(tile_columns as usize);
+        let work = (9 * rows * CHANNELS * CHANNELS) as f64;
+        let dispatch = Dispatch::new(context, permutation, word(tiles)?, work, |number, kind| {
+            Bound::whole(match (kind, number) {
+                (BindingKind::Uniform, _) => &params,
+                (_, 1) => &input,
+                (_, 3) => &weight,
+                (_, 8) => &output,
+                (BindingKind::Read, _) => &nothing[0],
+                (BindingKind::ReadWrite, _) => &nothing[1],
+            })
+        })?;
+        // The first one raises the clocks.
+        for _ in 0..=RUNS {
+            let control = Control::none();
+            let mut encoder = Encoder::new(context, &control, None);
+            encoder.operation(std::iter::once(&dispatch), None)?;
+            let began = Instant::now();
+            encoder.submit(|_| ())?;
+            encoder.wait()?;
+            *best = best.min(began.elapsed().as_secs_f64());
+        }
+    }
+    Ok(seconds.map(|own| seconds[0] / own))
+}
+
+/// Rates as they are kept in a file.
+pub(super) fn written(rates: &Rates) -> String {
+    rates.map(|rate| format!("{rate:.3}")).join(" ")
+}
+
+/// What [`written`] wrote; nothing else.
+pub(super) fn read(text: &str) -> Option<Rates> {
+    let mut rates = UNMEASURED;
+    let mut words = text.split(' ');
+    for rate in &mut rates {
+        *rate = words.next()?.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0)?;
+    }
+    words.next().is_none().then_some(rates)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read_as_they_are_written() {
+        assert_eq!(read(&written(&UNMEASURED)), Some(UNMEASURED));
+        for damaged in ["", "1 2 3", "1 2 3 4 5 6 seven", "1 2 3 4 5 6 NaN", "1 2 3 4 5 6 7 8"] {
+            assert_eq!(read(damaged), None);
+        }
+    }
+}
