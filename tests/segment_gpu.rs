@@ -113,6 +113,35 @@ fn a_device_with_little_memory_takes_smaller_batches() {
 }
 
 #[test]
+fn windows_from_several_buffers_are_blended_all_the_same() {
+    let model = model(|_| ());
+    let options = SegmentOptions { batch: Some(1), probabilities: true, ..SegmentOptions::default() };
+    let pixels = pixels();
+    let image = ImageView::new(&pixels, WIDTH, HEIGHT, PixelFormat::Rgb8).unwrap();
+    for (number, info) in Device::list().unwrap().iter().enumerate() {
+        if info.kind == DeviceKind::Cpu {
+            continue;
+        }
+        let device = Device::select(&number.to_string(), &DeviceOptions::default()).unwrap();
+        let engine = device.engine().as_any().downcast_ref::<GpuEngine>().unwrap();
+        let segment = || {
+            let mut segmenter = Segmenter::new(&model, &device, options.clone())?;
+            segmenter.segment(&image, &Control::none())
+        };
+        let whole = segment().unwrap();
+        // The smallest segments that hold the largest map.
+        let divided = (12..).find_map(|bits| {
+            engine.reopen_with_segments(1 << bits).unwrap();
+            match segment() {
+                Err(Error::OutOfMemory(_)) => None,
+                other => Some(other.unwrap()),
+            }
+        });
+        assert_eq!(divided.unwrap().probabilities, whole.probabilities);
+    }
+}
+
+#[test]
 fn a_device_that_was_lost_is_opened_by_the_next_call() {
     let model = model(|_| ());
     let pixels = pixels();

@@ -149,7 +149,8 @@ impl Target {
                 };
                 let (text, reflection) = msl::write_string(&module, &info, &options, &pipeline)
                     .map_err(|error| error.to_string())?;
-                written(text, reflection.entry_point_names)
+                written(&text, reflection.entry_point_names)?;
+                Ok(Translation::Msl)
             }
             Self::Hlsl(model) => {
                 let options = hlsl_options(model, source, checked);
@@ -160,7 +161,8 @@ impl Target {
                 let reflection = hlsl::Writer::new(&mut text, &options, &pipeline)
                     .write(&module, &info, None)
                     .map_err(|error| error.to_string())?;
-                written(text, reflection.entry_point_names)
+                let entry = written(&text, reflection.entry_point_names)?;
+                Ok(Translation::Hlsl { text, entry, model })
             }
         }
     }
@@ -168,20 +170,18 @@ impl Target {
 
 enum Translation {
     Spirv { words: Vec<u32>, environment: &'static str },
-    Text,
+    Msl,
+    Hlsl { text: String, entry: String, model: hlsl::ShaderModel },
 }
 
-/// A text with exactly one entry point.
-fn written<E: std::fmt::Display>(
-    text: String,
-    entries: Vec<Result<String, E>>,
-) -> Result<Translation, String> {
+/// The name of a text's only entry point.
+fn written<E: std::fmt::Display>(text: &str, entries: Vec<Result<String, E>>) -> Result<String, String> {
     let [entry] = <[_; 1]>::try_from(entries).map_err(|entries| format!("{} entry points", entries.len()))?;
     let entry = entry.map_err(|error| error.to_string())?;
     if !text.contains(&format!("void {entry}(")) {
         return Err(format!("its entry point {entry} is not there"));
     }
-    Ok(Translation::Text)
+    Ok(entry)
 }
 
 fn parse(source: &str) -> Result<Module, String> {
@@ -324,6 +324,41 @@ fn spirv_val(words: &[u32], environment: &str, needs: &Needs) -> Result<Option<&
     Err(format!("spirv-val for {environment}: {said}"))
 }
 
+/// Compiles a shader as wgpu does with DXC; gives a reason where that was not possible.
+fn dxc(
+    text: &str,
+    entry: &str,
+    model: hlsl::ShaderModel,
+    needs: &Needs,
+) -> Result<Option<&'static str>, String> {
+    if model < hlsl::ShaderModel::V6_0 {
+        return Ok(None);
+    }
+    let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let source = folder.path().join("shader.hlsl");
+    std::fs::write(&source, text).map_err(|error| error.to_string())?;
+    let mut command = Command::new("dxc");
+    command.args([
+        "-E",
+        entry,
+        "-T",
+        &format!("cs_{}", model.to_str()),
+        "-HV",
+        "2018",
+        "-no-warnings",
+        "-Ges",
+    ]);
+    if needs.half {
+        command.arg("-enable-16bit-types");
+    }
+    match command.arg("-Fo").arg(folder.path().join("shader.dxil")).arg(&source).output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some("there is no dxc")),
+        Err(error) => Err(format!("dxc: {error}")),
+        Ok(output) if output.status.success() => Ok(None),
+        Ok(output) => Err(format!("dxc: {}", String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
 /// Fails with everything that is in `failures`, not just with the first.
 fn report(failures: &[String]) {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
@@ -360,20 +395,22 @@ pub(crate) fn every_permutation_translates_for_every_backend(permutations: &[Per
                 }
                 _ => target.translate(&source, &needs, checked),
             };
-            let result = guarded(|| match translate()? {
-                Translation::Text => Ok(()),
-                Translation::Spirv { words, environment } => {
-                    if let Some(reason) = spirv_val(&words, environment, &needs)? {
-                        *skipped.entry(reason).or_insert(0) += 1;
-                    }
-                    Ok(())
+            let result = guarded(|| {
+                let reason = match translate()? {
+                    Translation::Msl => None,
+                    Translation::Hlsl { text, entry, model } => dxc(&text, &entry, model, &needs)?,
+                    Translation::Spirv { words, environment } => spirv_val(&words, environment, &needs)?,
+                };
+                if let Some(reason) = reason {
+                    *skipped.entry(reason).or_insert(0) += 1;
                 }
+                Ok(())
             });
             failures.extend(result.err().map(|error| format!("{what}: {error}")));
         }
     }
     for (reason, count) in skipped {
-        eprintln!("skipped: {count} modules of SPIR-V are not validated: {reason}");
+        eprintln!("skipped: {count} translations are not validated: {reason}");
     }
     report(&failures);
 }

@@ -31,6 +31,7 @@ pub(crate) fn adapters() -> Vec<Adapter> {
                 wgpu::Instance::new(wgpu::InstanceDescriptor {
                     backends,
                     flags: wgpu::InstanceFlags::empty(),
+                    backend_options: wgpu::BackendOptions { dx12: dx12(), ..Default::default() },
                     ..wgpu::InstanceDescriptor::new_without_display_handle()
                 })
             })
@@ -38,6 +39,12 @@ pub(crate) fn adapters() -> Vec<Adapter> {
         Ok(pollster::block_on(instance.enumerate_adapters(backends)))
     });
     found.unwrap_or_default().into_iter().map(Adapter::new).collect()
+}
+
+/// DXC where it was linked (cargo feature `static-dxc`), otherwise `dxcompiler.dll` where Windows finds one, otherwise FXC, which
+/// knows neither f16 nor subgroups.
+fn dx12() -> wgpu::Dx12BackendOptions {
+    wgpu::Dx12BackendOptions { shader_compiler: wgpu::Dx12Compiler::Auto, ..Default::default() }
 }
 
 /// Vulkan that is not told of windows, where Vulkan is all there is. wgpu asks for every window system; Mesa's drivers then

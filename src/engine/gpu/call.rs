@@ -8,7 +8,7 @@ use super::group_norm::GroupNorms;
 use super::shader::{Permutation, Shader, Tile, ValueType};
 use super::weights::{DeviceWeights, Layout};
 use crate::model::WeightSource;
-use crate::plan::{Op, Param, ParamId, Plan, TensorId};
+use crate::plan::{Op, Param, ParamId, Plan, TensorId, memory};
 use crate::{Error, Result};
 
 /// Offsets of everything that is bound.
@@ -246,12 +246,16 @@ impl Builder<'_> {
         }
     }
 
-    /// Scratch memory that lasts as long as the operation.
+    /// Scratch memory that lasts as long as the operation, within one segment.
     pub fn scratch(&mut self, values: usize, format: ValueType) -> Result<Binding> {
-        let start = self.scratch;
-        let len = values.checked_mul(format.size()).ok_or_else(|| too_large("scratch memory"))?;
-        self.scratch =
-            start.checked_add(len.next_multiple_of(ALIGNMENT)).ok_or_else(|| too_large("scratch memory"))?;
+        let too_large = || too_large("scratch memory");
+        let len = values.checked_mul(format.size()).ok_or_else(too_large)?;
+        let padded = len.checked_next_multiple_of(ALIGNMENT).ok_or_else(too_large)?;
+        if padded > self.context.segment {
+            return Err(too_large());
+        }
+        let start = memory::within_a_segment(self.scratch, padded, self.context.segment);
+        self.scratch = start.checked_add(padded).ok_or_else(too_large)?;
         Ok(Binding::Scratch { start, len })
     }
 }

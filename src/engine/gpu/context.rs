@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::adapter::Adapter;
 use super::calibrate::{Rates, UNMEASURED};
+use super::call::ALIGNMENT;
 use super::pipeline::Pipelines;
 use super::self_test::{self, Found};
 use super::shader::{Cooperative, ValueType};
@@ -37,6 +38,8 @@ pub struct Context {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub limits: wgpu::Limits,
+    /// Bytes of a buffer of an arena; what does not fit into one is divided.
+    pub segment: usize,
     pub value: ValueType,
     pub timestamps: bool,
     /// Matrix units, whether they are right or not.
@@ -107,11 +110,13 @@ impl Context {
         let uncaptured = faults.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| uncaptured.note(error.to_string())));
         let pipelines = Pipelines::new(&device, &adapter.adapter.get_info(), cache);
+        let largest = usize::try_from(limits.max_buffer_size).unwrap_or(usize::MAX);
         let mut context = Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             device,
             queue,
             limits,
+            segment: whole_segment(largest),
             value,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             cooperative,
@@ -146,6 +151,13 @@ impl Context {
     /// What is wrong with the matrix units, which are not used then.
     pub fn fault(&self) -> Option<&str> {
         self.fault.as_deref()
+    }
+
+    /// Divides what is larger than `segment` bytes, where buffers of that size are possible. All else is done as by `other`.
+    pub(super) fn divide(&mut self, segment: usize, other: &Self) {
+        // Measured anew they might choose other tiles, whose results have other bits.
+        self.rates = other.rates;
+        self.segment = self.segment.min(whole_segment(segment));
     }
 
     pub fn is_lost(&self) -> bool {
@@ -290,6 +302,11 @@ fn next_pace(pace: f64, work: f64, elapsed: Duration, waited: bool) -> f64 {
         // Small submissions are mostly overhead and tell little; as long as they are short enough, nothing is wrong.
         pace
     }
+}
+
+/// Bytes of a segment, such that maps can begin at the start of each, in buffers of at most so many.
+fn whole_segment(largest: usize) -> usize {
+    (largest - largest % ALIGNMENT).max(ALIGNMENT)
 }
 
 fn of_wgpu(error: wgpu::Error) -> Error {

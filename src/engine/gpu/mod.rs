@@ -24,6 +24,8 @@ mod pack;
 mod pipeline;
 #[doc(hidden)]
 pub mod prepare;
+#[doc(hidden)]
+pub mod segments;
 mod self_test;
 pub mod shader;
 #[doc(hidden)]
@@ -95,6 +97,19 @@ impl GpuEngine {
             info.warning = Some(fault.to_owned());
         }
         Ok(Self { info, adapter, value, memory, cache, context: Mutex::new(Arc::new(context)) })
+    }
+
+    /// Opens the device anew and divides what is larger than `segment` bytes, where buffers of that size are possible. Tests
+    /// have no arenas of the size that makes it necessary.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn reopen_with_segments(&self, segment: usize) -> Result<()> {
+        let mut opened = guard(|| Context::new(&self.adapter, self.value, self.memory, self.cache.clone()))?;
+        let mut context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.divide(segment, &context);
+        *context = Arc::new(opened);
+        Ok(())
     }
 
     /// The open device, a new one if it was lost.

@@ -49,8 +49,6 @@ pub(crate) struct GpuNetwork {
     plan: Plan,
     prepared: Prepared,
     places: Vec<Place>,
-    /// Bytes of the arena, for maps.
-    ranges: Vec<std::ops::Range<usize>>,
     classes: usize,
     staging: Memory,
     outputs: Vec<Output>,
@@ -88,14 +86,15 @@ impl GpuNetwork {
         let lengths: Vec<usize> =
             plan.tensors.iter().zip(&places).map(|pair| size(pair).next_multiple_of(4)).collect();
         let given: Vec<TensorId> = plan.images.iter().chain(&plan.timesteps).copied().collect();
+        let accesses = memory::accesses(&plan.ops);
         let (ranges, arena_len) =
-            memory::arrange(&lengths, ALIGNMENT, &memory::accesses(&plan.ops), &given, &plan.outputs)?;
+            memory::arrange(&lengths, ALIGNMENT, context.segment, &accesses, &given, &plan.outputs)?;
 
         let mut uploaded = Uploaded { weights, known };
         let mut builder = Builder::new(&plan, &context, &places, classes, &mut uploaded);
         let (calls, scratch_len) = builder.operations()?;
         let sizes = Sizes { arena: arena_len, vectors: vectors_len, scratch: scratch_len, keys: batch };
-        let prepared = Prepared::new(&context, calls, &ranges, sizes)?;
+        let prepared = Prepared::new(&context, calls, ranges, sizes)?;
 
         let mut outputs = Vec::new();
         let mut start = 0u64;
@@ -119,7 +118,6 @@ impl GpuNetwork {
             plan,
             prepared,
             places,
-            ranges,
             classes,
             staging,
             outputs,
@@ -137,10 +135,13 @@ impl GpuNetwork {
         let timesteps = if known { &[] } else { inputs.timesteps };
         let given = inputs.images.iter().zip(&self.plan.images);
         for (values, &id) in given.chain(timesteps.iter().zip(&self.plan.timesteps)) {
-            let start = self.ranges[id].start as u64;
+            let to_map = |format| {
+                let (memory, range) = self.prepared.arena.map(id);
+                write(context, &memory.buffer, range.start as u64, values, format);
+            };
             match self.places[id] {
-                Place::Map => write(context, &self.prepared.arena.buffer, start, values, context.value),
-                Place::ExactMap => write(context, &self.prepared.arena.buffer, start, values, ValueType::F32),
+                Place::Map => to_map(context.value),
+                Place::ExactMap => to_map(ValueType::F32),
                 Place::Vector(at) => to_vectors(at, values),
             }
             for op in &self.plan.ops {
@@ -197,7 +198,8 @@ impl GpuNetwork {
                 let (from, start) = match self.places[output.tensor] {
                     Place::Vector(at) => (&self.prepared.vectors, 4 * at as u64),
                     Place::Map | Place::ExactMap => {
-                        (&self.prepared.arena, self.ranges[output.tensor].start as u64)
+                        let (memory, range) = self.prepared.arena.map(output.tensor);
+                        (memory, range.start as u64)
                     }
                 };
                 let size = ((output.count * output.format.size()) as u64).next_multiple_of(4);
@@ -213,14 +215,13 @@ impl GpuNetwork {
         Ok(cost)
     }
 
-    /// The arena's bytes of the plan's only output, where that is f32.
-    fn exact_output(&self) -> Option<std::ops::Range<usize>> {
+    /// The plan's only output, where that is a map in f32.
+    fn exact_output(&self) -> Option<TensorId> {
         match self.outputs.as_slice() {
-            [Output { tensor, count, format: ValueType::F32, .. }]
+            [Output { tensor, format: ValueType::F32, .. }]
                 if !matches!(self.places[*tensor], Place::Vector(_)) =>
             {
-                let start = self.ranges[*tensor].start;
-                Some(start..start + 4 * count)
+                Some(*tensor)
             }
             _ => None,
         }
@@ -288,7 +289,7 @@ impl Network for GpuNetwork {
             let pending = self.pending.take();
             let mut encoder = Encoder::new(&context, control, pending);
             self.give(inputs, known);
-            let blend = canvas.blend((&self.prepared.arena, output), places)?;
+            let blend = canvas.blend(self.prepared.arena.map(output), places)?;
             self.encode(&mut encoder, known)?;
             encoder.operation(blend.iter(), None)?;
             encoder.submit(|_| ())?;

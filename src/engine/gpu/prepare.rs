@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::call::{Binding, Call, Place, word};
 use super::context::{Context, Memory};
+use super::segments::{Arena, Segments};
 use super::shader::BindingKind;
 use super::submit::{Bound, Dispatch};
 use crate::Result;
@@ -27,24 +28,25 @@ pub struct Prepared {
     /// Dispatches of each step.
     pub steps: Vec<Vec<Dispatch>>,
     /// Maps.
-    pub arena: Memory,
+    pub arena: Arena,
     /// Vectors, f32.
     pub vectors: Memory,
     /// The samples' noise keys.
     pub keys: Memory,
     /// What bind groups refer to: scratch memory, the shaders' parameters, and two buffers with nothing in them.
-    _memory: [Memory; 4],
+    _memory: (Segments, [Memory; 3]),
 }
 
 impl Prepared {
-    /// Compiles what is called and allocates memory for it. `ranges` says where maps lie in the arena, in bytes.
+    /// Compiles what is called and allocates memory for it. `ranges` says where maps lie in the arena, in bytes, each
+    /// in one segment.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), and those of the device.
     pub fn new(
         context: &Context,
         calls: Vec<Vec<Call>>,
-        ranges: &[Range<usize>],
+        ranges: Vec<Range<usize>>,
         sizes: Sizes,
     ) -> Result<Self> {
         let wanted: Vec<_> = calls.iter().flatten().map(|call| call.permutation).collect();
@@ -52,10 +54,10 @@ impl Prepared {
 
         use wgpu::BufferUsages as Usage;
         let storage = Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC;
-        let arena = context.buffer("activations", sizes.arena as u64, storage)?;
+        let arena = Arena::new(context, ranges, sizes.arena)?;
         let vectors = context.buffer("vectors", 4 * sizes.vectors as u64, storage)?;
         let keys = context.buffer("noise keys", 16 * sizes.keys as u64, Usage::STORAGE | Usage::COPY_DST)?;
-        let scratch = context.buffer("scratch memory", sizes.scratch as u64, storage)?;
+        let scratch = Segments::new(context, "scratch memory", sizes.scratch)?;
         let nothing =
             [context.buffer("nothing", 16, Usage::STORAGE)?, context.buffer("nothing", 16, Usage::STORAGE)?];
         let alignment = context.limits.min_uniform_buffer_offset_alignment.max(16) as usize;
@@ -74,7 +76,6 @@ impl Prepared {
 
         let bindable = Bindable {
             context,
-            ranges,
             arena: &arena,
             vectors: &vectors,
             keys: &keys,
@@ -92,39 +93,37 @@ impl Prepared {
             steps.push(dispatches);
         }
         let [first, second] = nothing;
-        Ok(Self { steps, arena, vectors, keys, _memory: [scratch, params, first, second] })
+        Ok(Self { steps, arena, vectors, keys, _memory: (scratch, [params, first, second]) })
     }
 }
 
 /// What calls can be bound to.
 struct Bindable<'a> {
     context: &'a Context,
-    ranges: &'a [Range<usize>],
-    arena: &'a Memory,
+    arena: &'a Arena,
     vectors: &'a Memory,
     keys: &'a Memory,
-    scratch: &'a Memory,
+    scratch: &'a Segments,
     /// One that is read, one that is written: a buffer cannot be both in one call.
     nothing: &'a [Memory; 2],
     params: &'a Memory,
 }
 
-impl Bindable<'_> {
+impl<'a> Bindable<'a> {
     fn dispatch(&self, call: Call, params: Range<usize>) -> Result<Dispatch> {
         let Call { permutation, bindings, workgroups, work, .. } = call;
+        let of = |(memory, range): (&'a Memory, Range<usize>)| Bound::part(memory, range.start, range.len());
         Dispatch::new(self.context, permutation, workgroups, work, |number, kind| {
             let bound = bindings.iter().find(|(own, _)| *own == number).map(|(_, binding)| binding);
             match (kind, bound) {
                 (BindingKind::Uniform, _) => Bound::part(self.params, params.start, params.len()),
                 (BindingKind::Read, None) => Bound::whole(&self.nothing[0]),
                 (BindingKind::ReadWrite, None) => Bound::whole(&self.nothing[1]),
-                (_, Some(Binding::Map(id))) => {
-                    Bound::part(self.arena, self.ranges[*id].start, self.ranges[*id].len())
-                }
+                (_, Some(Binding::Map(id))) => of(self.arena.map(*id)),
                 (_, Some(Binding::Vectors)) => Bound::whole(self.vectors),
                 (_, Some(Binding::Keys)) => Bound::whole(self.keys),
                 (_, Some(Binding::Memory(memory, range))) => Bound::part(memory, range.start, range.len()),
-                (_, Some(Binding::Scratch { start, len })) => Bound::part(self.scratch, *start, *len),
+                (_, Some(Binding::Scratch { start, len })) => of(self.scratch.part(*start..start + len)),
             }
         })
     }

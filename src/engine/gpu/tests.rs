@@ -130,6 +130,40 @@ fn a_budget_is_kept() {
 }
 
 #[test]
+fn an_arena_in_several_buffers_changes_no_bit() {
+    // Many maps wait for the decoder at a time.
+    let (plan, _) = plan_and_weights();
+    let config = UnetConfig { num_res_blocks: 9, ..plan.config };
+    let plan = Plan::new(&config, PlanOptions { blocks: vec![18, 19], ..plan.options }).unwrap();
+    let weights = weights_of(&plan);
+    for precision in [Precision::F32, Precision::F16] {
+        for engine in engines(&DeviceOptions { precision, ..DeviceOptions::default() }) {
+            let size = engine.value.size();
+            let prepare = || engine.prepare(plan.clone(), &weights, &WeightCache::default());
+            let whole = run(&mut *prepare().unwrap(), &Control::none()).unwrap();
+            let largest = plan.tensors.iter().map(|tensor| size * tensor.range.len()).max().unwrap();
+            // A map that is larger than a buffer has no place.
+            engine.reopen_with_segments(largest / 2).unwrap();
+            assert!(matches!(prepare(), Err(Error::OutOfMemory(_))));
+            // Copies in scratch memory may be larger than any map.
+            let mut segments = (largest..).step_by(largest / 4);
+            let (segment, mut divided) = segments
+                .find_map(|segment| {
+                    engine.reopen_with_segments(segment).unwrap();
+                    match prepare() {
+                        Err(Error::OutOfMemory(_)) => None,
+                        other => Some((segment, other.unwrap())),
+                    }
+                })
+                .unwrap();
+            let arena = size * plan.arena_len;
+            assert!(arena > 2 * segment, "{arena} bytes are less than three segments of {segment}");
+            assert_eq!(run(&mut *divided, &Control::none()).unwrap(), whole);
+        }
+    }
+}
+
+#[test]
 fn runs_stop_between_submissions_and_can_be_repeated() {
     let (plan, weights) = plan_and_weights();
     for engine in engines(&DeviceOptions::default()) {

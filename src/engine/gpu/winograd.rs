@@ -62,7 +62,7 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
     let upsampled = u32::from(conv.source.resample == Resample::NearestUp);
 
     let bytes = 4 * POINTS * channels.max(columns);
-    let most = (MOST_BYTES / bytes).clamp(1, all_tiles);
+    let most = (MOST_BYTES.min(builder.context.segment) / bytes).clamp(1, all_tiles);
     // Equal shares, so that the last one is not a crumb.
     let most = all_tiles.div_ceil(all_tiles.div_ceil(most));
     let transformed = builder.scratch(POINTS * most * channels, ValueType::F32)?;

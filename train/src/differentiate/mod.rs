@@ -120,8 +120,14 @@ impl Program {
             .collect::<Result<Vec<_>>>()?;
         let accesses: Vec<Access> = self.instructions.iter().map(Instruction::access).collect();
         let given: Vec<TensorId> = [image, self.target].iter().chain(&plan.timesteps).copied().collect();
-        let (ranges, arena) =
-            memory::arrange(&lengths, memory::ALIGNMENT, &accesses, &given, &[self.answer])?;
+        let (ranges, arena) = memory::arrange(
+            &lengths,
+            memory::ALIGNMENT,
+            memory::UNDIVIDED,
+            &accesses,
+            &given,
+            &[self.answer],
+        )?;
         for (tensor, range) in plan.tensors.iter_mut().zip(ranges) {
             tensor.range = range;
         }

@@ -7,7 +7,7 @@ use mdm::engine::cpu::buffer::Buffer;
 use mdm::engine::gpu::GpuEngine;
 use mdm::engine::{DeviceKind, DeviceOptions, Precision};
 use mdm::plan::TensorId;
-use mdm::{Control, Device};
+use mdm::{Control, Device, Error};
 use mdm_train::differentiate::Program;
 use mdm_train::engine::cpu::CpuProgram;
 use mdm_train::engine::gpu::GpuProgram;
@@ -54,12 +54,34 @@ pub(crate) fn all() -> Vec<Box<dyn Engine>> {
 }
 
 /// Every GPU of this machine in f32, software ones included; each is opened once.
-static GPUS: LazyLock<Vec<Device>> = LazyLock::new(|| {
+static GPUS: LazyLock<Vec<Device>> = LazyLock::new(open);
+
+fn open() -> Vec<Device> {
     let options = DeviceOptions { precision: Precision::F32, ..DeviceOptions::default() };
     let devices = Device::list().unwrap();
     let numbers = (0..devices.len()).filter(|&number| devices[number].kind != DeviceKind::Cpu);
     numbers.map(|number| Device::select(&number.to_string(), &options).unwrap()).collect()
-});
+}
+
+/// What every GPU makes of `program` with its arena in buffers as small as the largest map allows, and whole. The arena is at
+/// least three of them.
+pub(crate) fn divided(program: &Program, given: &Given) -> Vec<[Outcome; 2]> {
+    let run = |device: &Device| {
+        let whole = Gpu(device.clone()).run(program.clone(), given);
+        let engine = device.engine().as_any().downcast_ref::<GpuEngine>().unwrap();
+        let fits = |bits: &u32| {
+            engine.reopen_with_segments(1 << bits).unwrap();
+            match GpuProgram::new(engine, program.clone()) {
+                Err(Error::OutOfMemory(_)) => false,
+                other => other.is_ok(),
+            }
+        };
+        let bits = (12..32).find(fits).unwrap();
+        assert!(4 * program.plan.arena_len > 2 << bits, "segments of {} bytes", 1 << bits);
+        [Gpu(device.clone()).run(program.clone(), given), whole]
+    };
+    open().iter().map(run).collect()
+}
 
 struct Cpu(Device, Option<Device>);
 

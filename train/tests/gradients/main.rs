@@ -447,6 +447,17 @@ fn whole_networks() {
     }
 }
 
+#[test]
+fn an_arena_in_several_buffers_changes_no_bit() {
+    for config in networks() {
+        let config = UnetConfig { image_size: 16, ..config };
+        let program = Program::new(&config, 2, config.image_size, Loss::MeanSquare, false).unwrap();
+        for [divided, whole] in engines::divided(&program, &given(&program)) {
+            assert_eq!(divided, whole);
+        }
+    }
+}
+
 /// The reference itself, against central differences.
 #[test]
 fn the_reference_agrees_with_central_differences() {

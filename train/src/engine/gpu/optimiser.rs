@@ -85,7 +85,7 @@ impl Optimiser {
             }
         }
         let sizes = Sizes { arena: 0, vectors: 0, scratch: 0, keys: 0 };
-        let prepared = Prepared::new(context, vec![norm, step], &[], sizes)?;
+        let prepared = Prepared::new(context, vec![norm, step], Vec::new(), sizes)?;
         Ok(Self { first, second, averages, update, squares, sums, prepared })
     }
 

@@ -1,6 +1,5 @@
 //! A program with its memory on a device.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use mdm::control::Control;
@@ -40,8 +39,6 @@ pub struct GpuProgram {
     pub(super) gradients: Pages,
     prepared: Prepared,
     places: Vec<Place>,
-    /// Bytes of the arena, for maps.
-    ranges: Vec<Range<usize>>,
     /// What the gradient of the loss is multiplied by.
     share: Arc<Memory>,
     /// Sums of losses.
@@ -80,8 +77,9 @@ impl GpuProgram {
             })
             .collect();
         let accesses: Vec<Access> = program.instructions.iter().map(Instruction::access).collect();
+        let given = given(&program, &accesses);
         let (ranges, arena) =
-            memory::arrange(&lengths, ALIGNMENT, &accesses, &given(&program, &accesses), &[program.answer])?;
+            memory::arrange(&lengths, ALIGNMENT, context.segment, &accesses, &given, &[program.answer])?;
 
         let parameters = Places::new(program.params());
         let layout = Layout::new(&context, &parameters);
@@ -118,7 +116,7 @@ impl GpuProgram {
             scratch = scratch.max(needed);
         }
         let prepared =
-            Prepared::new(&context, calls, &ranges, Sizes { arena, vectors, scratch, keys: batch })?;
+            Prepared::new(&context, calls, ranges, Sizes { arena, vectors, scratch, keys: batch })?;
         Ok(Self {
             context,
             program,
@@ -128,7 +126,6 @@ impl GpuProgram {
             gradients,
             prepared,
             places,
-            ranges,
             share,
             losses,
             sums,
@@ -187,8 +184,8 @@ impl GpuProgram {
         match self.places[id] {
             Place::Vector(at) => to_vectors(at, values),
             Place::Map | Place::ExactMap => {
-                let start = self.ranges[id].start as u64;
-                write(context, &self.prepared.arena.buffer, start, values, self.format(id));
+                let (memory, range) = self.prepared.arena.map(id);
+                write(context, &memory.buffer, range.start as u64, values, self.format(id));
             }
         }
         for instruction in &self.program.instructions {
@@ -213,7 +210,8 @@ impl GpuProgram {
         context.checked(|| match self.places[id] {
             Place::Vector(at) => read(context, &prepared.vectors, 4 * at, count, format),
             Place::Map | Place::ExactMap => {
-                read(context, &prepared.arena, self.ranges[id].start, count, format)
+                let (memory, range) = prepared.arena.map(id);
+                read(context, memory, range.start, count, format)
             }
         })
     }

@@ -121,7 +121,7 @@ impl GpuTrainer {
         let memory = HeadMemory::new(context, &state, batch, steps)?;
         let calls = Calls { state: &state, batch, memory: &memory }.all(&pages.pages)?;
         let sizes = Sizes { arena: 0, vectors: 0, scratch: 0, keys: 0 };
-        let prepared = Prepared::new(context, calls, &[], sizes)?;
+        let prepared = Prepared::new(context, calls, Vec::new(), sizes)?;
         Ok(Self {
             context: context.clone(),
             batch,
