@@ -50,7 +50,7 @@ fn detect() -> Option<Caches> {
 }
 
 /// A size such as `1024K`.
-#[cfg_attr(not(any(target_os = "linux", target_os = "android")), allow(dead_code))]
+#[cfg(any(test, target_os = "linux", target_os = "android"))]
 fn bytes(text: &str) -> Option<usize> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let unit = match &text[digits.len()..] {

@@ -153,10 +153,8 @@ impl Context {
         self.fault.as_deref()
     }
 
-    /// Divides what is larger than `segment` bytes, where buffers of that size are possible. All else is done as by `other`.
-    pub(super) fn divide(&mut self, segment: usize, other: &Self) {
-        // Measured anew they might choose other tiles, whose results have other bits.
-        self.rates = other.rates;
+    /// Divides what is larger than `segment` bytes, where buffers of that size are possible.
+    pub(super) fn divide(&mut self, segment: usize) {
         self.segment = self.segment.min(whole_segment(segment));
     }
 

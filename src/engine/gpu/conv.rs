@@ -69,18 +69,9 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
         builder.context.cooperative().filter(|unit| builder.value() == ValueType::F16 && packed(unit.pack));
     let (permutation, tiles, splits) = match unit {
         Some(unit) => {
-            let (fragments, splits) = {
-                let along = builder.parameters.lie_along() && input.kernel == conv.kernel;
-                let rates = builder.context.rates();
-                division(
-                    unit,
-                    rows,
-                    columns,
-                    &steps,
-                    |fragments: &Fragments| along || !fragments.along,
-                    rates,
-                )
-            };
+            let along = builder.parameters.lie_along() && input.kernel == conv.kernel;
+            let allowed = |fragments: &Fragments| along || !fragments.along;
+            let (fragments, splits) = division(unit, rows, columns, &steps, allowed, builder.context.rates());
             let shader =
                 if unit == Cooperative::METAL { Shader::ConvSimdgroup } else { Shader::ConvCooperative };
             let plain = builder.plain(shader);

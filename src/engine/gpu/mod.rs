@@ -107,7 +107,7 @@ impl GpuEngine {
     pub fn reopen_with_segments(&self, segment: usize) -> Result<()> {
         let mut opened = guard(|| Context::new(&self.adapter, self.value, self.memory, self.cache.clone()))?;
         let mut context = self.context.lock().unwrap_or_else(PoisonError::into_inner);
-        opened.divide(segment, &context);
+        opened.divide(segment);
         *context = Arc::new(opened);
         Ok(())
     }

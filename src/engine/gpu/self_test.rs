@@ -1,6 +1,9 @@
 //! Whether matrix units do what their shaders say: each is compared with the same operation without matrix units when a device is
 //! opened. Drivers for them are young, and a wrong one must not make wrong masks.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use super::calibrate::{self, Rates, UNMEASURED};
 use super::context::{Context, Memory};
 use super::conv::TERM_PACK;
@@ -26,6 +29,7 @@ struct Problem {
 }
 
 /// What was found out about a device's matrix units.
+#[derive(Clone)]
 pub(super) enum Found {
     /// They are right, and so fast.
     Right(Rates),
@@ -33,36 +37,61 @@ pub(super) enum Found {
     Fault(String),
 }
 
-/// Tries the device's matrix units. What was found with a driver is kept beside the compiled shaders, and not tried again.
+/// What this process found, by driver and shaders. A device that is opened again computes with the same tiles, so that its results are
+/// the same bits, and one whose matrix units lost it is opened without them.
+static FOUND: Mutex<BTreeMap<String, Found>> = Mutex::new(BTreeMap::new());
+
+/// Tries the device's matrix units, once a process; and once a driver where compiled shaders are kept.
 pub(super) fn examine(context: &Context, unit: Cooperative, driver: &str) -> Found {
     let mut hash = blake3::Hasher::new();
     hash.update(driver.as_bytes());
     for (own, _) in pairs(unit) {
         hash.update(own.source().as_bytes());
     }
-    let tested = hash.finalize().to_hex();
+    let tested = hash.finalize().to_hex().to_string();
+    // One device after another: a poisoned lock means that a driver panicked, and what was found before is whole.
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = found.get(&tested) {
+        return found.clone();
+    }
     let known = context.pipelines.known();
     let rates = known.as_deref().and_then(|known| {
         let rates = known.strip_prefix(tested.as_str())?.strip_prefix(' ')?;
         calibrate::read(rates)
     });
-    if let Some(rates) = rates {
-        return Found::Right(rates);
-    }
-    let reason = match context.checked(|| wrong(context, unit)) {
-        Ok(None) => {
-            // Without memory or time for it there are others.
-            let rates = match unit {
-                Cooperative::METAL => UNMEASURED,
-                _ => context.checked(|| calibrate::rates(context, unit)).unwrap_or(UNMEASURED),
-            };
-            context.pipelines.note_known(&format!("{tested} {}", calibrate::written(&rates)));
-            return Found::Right(rates);
-        }
-        Ok(Some(reason)) => reason,
-        Err(error) => error.to_string(),
+    let own = match rates {
+        Some(rates) => Found::Right(rates),
+        None => match try_out(context, unit) {
+            Ok((own, measured)) => {
+                if let (Found::Right(rates), true) = (&own, measured) {
+                    context.pipelines.note_known(&format!("{tested} {}", calibrate::written(rates)));
+                }
+                own
+            }
+            // Says nothing of the device: the next one may have the memory.
+            Err(Error::OutOfMemory(reason)) => return fault(&reason),
+            Err(error) => fault(&error.to_string()),
+        },
     };
+    found.insert(tested, own.clone());
+    own
+}
+
+fn fault(reason: &str) -> Found {
     Found::Fault(format!("its matrix units are not used, which is slower: {reason}"))
+}
+
+/// Tests and then measures; also whether it was measured.
+fn try_out(context: &Context, unit: Cooperative) -> Result<(Found, bool)> {
+    if let Some(reason) = context.checked(|| wrong(context, unit))? {
+        return Ok((fault(&reason), false));
+    }
+    if unit == Cooperative::METAL {
+        return Ok((Found::Right(UNMEASURED), true));
+    }
+    // That there was no memory to measure does not make them wrong.
+    let rates = context.checked(|| calibrate::rates(context, unit));
+    Ok(rates.map_or((Found::Right(UNMEASURED), false), |rates| (Found::Right(rates), true)))
 }
 
 /// Shaders on matrix units, each with one that does the same without.
