@@ -14,15 +14,14 @@ const TILE_ROWS: u32 = SUBGROUP_ROWS * OWN_ROWS;
 const TILE_COLUMNS: u32 = SUBGROUP_COLUMNS * OWN_COLUMNS;
 #import conv_params
 
-// Eight channels a value.
-@group(0) @binding(1) var<storage, read_write> input_a: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> input_b: array<vec4<f32>>;
+alias Pack = vec4<f32>;
+#import gather
+
 // [taps][channels][columns], or [taps][columns][channels] where ALONG
 @group(0) @binding(3) var<storage, read> weight: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read_write> output: array<vec4<Result>>;
 
-// Values of a row of terms and of a row of columns.
-const ROW_PACKS: u32 = TERMS / 8u;
+// Values of a row of columns.
 const COLUMN_PACKS: u32 = TILE_COLUMNS / 8u;
 // Weights lie in workgroup memory as they lie in the buffer: rows of columns, or, ALONG the terms, columns of terms.
 const RIGHT_PACKS: u32 = select(COLUMN_PACKS, ROW_PACKS, ALONG);
@@ -37,36 +36,15 @@ const STRIP_STRIDE: u32 = OWN_COLUMNS / 4u + 1u;
 const STRIP: u32 = SIZE * STRIP_STRIDE;
 var<workgroup> tiles: array<vec4<f32>, 2u * STAGE>;
 
-// For each load of a thread: its row's pixel of the input (upper left tap; far outside beyond the last row), and the sample's first.
-#for i in LEFT_LOADS
-var<private> row_y_{i}: i32;
-var<private> row_x_{i}: i32;
-var<private> row_start_{i}: u32;
-var<private> left_{i}: vec4<f32>;
-var<private> inside_{i}: bool;
-#end
-// And for each load of weights its term, and where it lies from the step's first weight on.
+// For each load of weights its term, and where it lies from the step's first weight on.
 #for i in RIGHT_LOADS
 var<private> right_term_{i}: u32;
 var<private> right_at_{i}: u32;
 var<private> right_slot_{i}: u32;
 var<private> right_{i}: vec4<f32>;
 #end
-// The step that is loaded next: a tap, and TERMS channels of one of the inputs.
-var<private> tap_y: u32;
-var<private> tap_x: u32;
-var<private> chunk: u32;
 
-fn find_loads(first_row: u32, first_column: u32, thread: u32) {
-    let pixels = p.epilogue.height * p.epilogue.width;
-    let reach = i32(p.kernel / 2u);
-#for i in LEFT_LOADS
-    let row_{i} = first_row + {i}u * (THREADS / ROW_PACKS) + thread / ROW_PACKS;
-    let pixel_{i} = row_{i} % pixels;
-    row_y_{i} = select(-1000000000, i32(pixel_{i} / p.epilogue.width * p.stride) - reach, row_{i} < p.rows);
-    row_x_{i} = i32(pixel_{i} % p.epilogue.width * p.stride) - reach;
-    row_start_{i} = row_{i} / pixels * p.in_height;
-#end
+fn find_weights(first_column: u32, thread: u32) {
 #for i in RIGHT_LOADS
     // The last loads of some threads may be too many: they repeat others.
     let load_{i} = ({i}u * THREADS + thread) % (RIGHT_LINES * RIGHT_PACKS);
@@ -84,59 +62,20 @@ fn find_loads(first_row: u32, first_column: u32, thread: u32) {
 #end
 }
 
-// Loads the step's values into registers, and goes on to the next one; beyond the last there are no channels left, and something is
-// loaded that nobody needs. Nothing here depends on what is loaded: it arrives while matrices are multiplied. Steps of all taps
-// follow one another for the same channels, most of whose pixels are in the nearest cache then.
+// Loads the step's pixels and weights into registers.
 fn fetch(thread: u32) {
-    let chunks_a = (p.channels_a + TERMS - 1u) / TERMS;
-    let second = chunk >= chunks_a;
-    let channels = select(p.channels_a, p.channels_b, second);
-    let first_channel = select(chunk, chunk - chunks_a, second) * TERMS;
-    let left = select(0u, channels - first_channel, channels > first_channel);
-    let pack = thread % ROW_PACKS;
-    let in_channels = pack * 8u < left;
-    let row_packs = channels / 8u;
-    let first_pack = first_channel / 8u + pack;
-    let height = p.in_height << p.upsampled;
-    let width = p.in_width << p.upsampled;
-#for i in LEFT_LOADS
-    let y_{i} = u32(row_y_{i} + i32(tap_y));
-    let x_{i} = u32(row_x_{i} + i32(tap_x));
-    inside_{i} = in_channels && y_{i} < height && x_{i} < width;
-    let pixel_{i} = (row_start_{i} + (y_{i} >> p.upsampled)) * p.in_width + (x_{i} >> p.upsampled);
-    let at_{i} = select(0u, pixel_{i} * row_packs + first_pack, inside_{i});
-#end
-    if second {
-#for i in LEFT_LOADS
-        left_{i} = input_b[at_{i}];
-#end
-    } else {
-#for i in LEFT_LOADS
-        left_{i} = input_a[at_{i}];
-#end
-    }
-    let tap = tap_y * p.kernel + tap_x;
+    let step = gather(thread);
     let all_channels = p.channels_a + p.channels_b;
-    let weight_channel = select(0u, p.channels_a, second) + first_channel;
     let first_weight = select(
-        (tap * all_channels + weight_channel) * (p.epilogue.columns / 8u),
-        (tap * p.epilogue.columns * all_channels + weight_channel) / 8u,
+        (step.tap * all_channels + step.channel) * (p.epilogue.columns / 8u),
+        (step.tap * p.epilogue.columns * all_channels + step.channel) / 8u,
         ALONG,
     );
     // Terms and columns that are not there meet zeros, or make sums that are not written.
 #for i in RIGHT_LOADS
-    let used_{i} = right_term_{i} < min(TERMS, left);
+    let used_{i} = right_term_{i} < min(TERMS, step.left);
     right_{i} = weight[select(0u, first_weight + right_at_{i}, used_{i})];
 #end
-    tap_x += 1u;
-    if tap_x == p.kernel {
-        tap_x = 0u;
-        tap_y += 1u;
-        if tap_y == p.kernel {
-            tap_y = 0u;
-            chunk += 1u;
-        }
-    }
 }
 
 fn store(stage: u32, thread: u32) {
@@ -185,17 +124,15 @@ fn main(
     let first_column = group % column_tiles * TILE_COLUMNS;
     let first_row = group / column_tiles % row_tiles * TILE_ROWS;
     let part = group / (column_tiles * row_tiles);
-    let taps = p.kernel * p.kernel;
+    // For the same reason not by `tap_steps`.
     let chunks = (p.channels_a + TERMS - 1u) / TERMS + (p.channels_b + TERMS - 1u) / TERMS;
-    let steps = taps * chunks;
+    let steps = p.kernel * p.kernel * chunks;
     let share = (steps + p.splits - 1u) / p.splits;
     let first_step = part * share;
     let end = min(steps, first_step + share);
 
-    find_loads(first_row, first_column, thread);
-    chunk = first_step / taps;
-    tap_y = first_step % taps / p.kernel;
-    tap_x = first_step % p.kernel;
+    find_rows(first_row, first_step, thread);
+    find_weights(first_column, thread);
 #for i in FRAGMENT_ROWS
 #for j in FRAGMENT_COLUMNS
     var sums_{i}_{j} = Sums();

@@ -274,8 +274,9 @@ fn emulated_convolution(fragments: Fragments, result: ValueType) -> Permutation 
     let own = Permutation { result, fragments, cooperative: Some(Cooperative::VULKAN), ..plain };
     let source = own.with_own_terms().source();
     let lines = source.lines().filter(|line| {
-        let dropped = ["enable ", "alias ", "const LEFT_LOADS", "const RIGHT_LOADS"];
-        !dropped.iter().any(|start| line.starts_with(start))
+        let names = ["Value", "Result", "Left", "Right", "Sums"].map(|name| format!("alias {name} "));
+        let others = ["enable ", "const LEFT_LOADS", "const RIGHT_LOADS"].map(str::to_owned);
+        !names.iter().chain(&others).any(|start| line.starts_with(start.as_str()))
     });
     let mut text: String = lines.flat_map(|line| [line, "\n"]).collect();
     let matrices = MATRICES

@@ -234,6 +234,7 @@ const SHARED: &[(&str, &str)] = &[
     ("epilogue4", include_str!("../../../shaders/shared/epilogue4.wgsl")),
     ("epilogue", include_str!("../../../shaders/shared/epilogue.wgsl")),
     ("finite", include_str!("../../../shaders/shared/finite.wgsl")),
+    ("gather", include_str!("../../../shaders/shared/gather.wgsl")),
     ("head", include_str!("../../../shaders/shared/head.wgsl")),
     ("philox", include_str!("../../../shaders/shared/philox.wgsl")),
     ("rows", include_str!("../../../shaders/shared/rows.wgsl")),
