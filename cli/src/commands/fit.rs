@@ -12,6 +12,7 @@ use mdm_train::fit::{
 };
 use serde::Serialize;
 
+use super::tune::{self, TuneArguments};
 use crate::arguments::{ConfigurationArguments, FeatureArguments, microns, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result};
@@ -82,6 +83,9 @@ pub(crate) struct Arguments {
     /// Fit on all labels at once, without the trial that measures the score on labels held out
     #[arg(long, help_heading = "Method")]
     no_held_out: bool,
+
+    #[command(flatten)]
+    tune: TuneArguments,
 
     #[command(flatten)]
     features: FeatureArguments,
@@ -197,6 +201,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     writable_file(&arguments.output)?;
     let backbone = open_model(&arguments.backbone, None, &arguments.configuration)?;
     let device = arguments.device.open()?;
+    if arguments.tune.tune {
+        return arguments.tune.run(tune::Job {
+            backbone: &backbone,
+            device: &device,
+            images: &mut Pairs { pairs: &pairs, current: None },
+            classes: classes(&arguments.classes, count),
+            mpp: arguments.mpp,
+            features: arguments.features.config(backbone.metadata()),
+            seed: arguments.seed,
+            balance: arguments.balance,
+            held_out: !arguments.no_held_out,
+            output: &arguments.output,
+            json: arguments.json,
+        });
+    }
     let fitted = Job {
         backbone: &backbone,
         device: &device,

@@ -126,7 +126,9 @@ mod tests {
     fn all_fragments_are_measured() {
         let options = DeviceOptions { precision: Precision::F16, ..DeviceOptions::default() };
         for adapter in adapters() {
-            let Some(unit) = adapter.cooperative().filter(|unit| *unit != Cooperative::METAL) else { continue };
+            let Some(unit) = adapter.cooperative().filter(|unit| *unit != Cooperative::METAL) else {
+                continue;
+            };
             let context = GpuEngine::new(adapter, &options).and_then(|engine| engine.context()).unwrap();
             let shaders = Fragments::ALL.map(|own| permutation(unit, own));
             context.pipelines.compile(&context.device, &shaders).unwrap();

@@ -1,6 +1,6 @@
 //! Fits heads on labelled pixels of a few images.
 
-mod chunk;
+pub(crate) mod chunk;
 mod collect;
 mod ensemble;
 mod fitter;
@@ -9,15 +9,15 @@ mod folded;
 mod gpu;
 mod kept;
 mod labels;
-mod matrix;
+pub(crate) mod matrix;
 mod options;
 mod parameters;
 mod place;
 mod predictor;
-mod random;
+pub(crate) mod random;
 mod run;
 mod samples;
-mod standardise;
+pub(crate) mod standardise;
 mod state;
 #[cfg(test)]
 mod tests;
