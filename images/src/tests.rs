@@ -173,3 +173,56 @@ fn labels_are_read_as_they_are_written() {
     write_grey(std::fs::File::create(&path).unwrap(), 16, 16, &labels).unwrap();
     assert_eq!(read_labels(&path).unwrap().values, labels);
 }
+
+/// A TIFF of 8-bit greys with further tags.
+fn tagged(path: &Path, size: (u32, u32), grey: &[u8], tags: &[(tiff::tags::Tag, u16)]) {
+    use tiff::encoder::{TiffEncoder, colortype::Gray8};
+    let mut encoder = TiffEncoder::new(std::fs::File::create(path).unwrap()).unwrap();
+    let mut page = encoder.new_image::<Gray8>(size.0, size.1).unwrap();
+    for (tag, value) in tags {
+        page.encoder().write_tag(*tag, *value).unwrap();
+    }
+    page.write_data(grey).unwrap();
+}
+
+/// Exif data that state nothing but an orientation.
+fn exif(orientation: u8) -> Vec<u8> {
+    let mut exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+    exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+    exif
+}
+
+#[test]
+fn images_are_read_as_they_are_meant_to_be_seen() {
+    let folder = folder();
+    // Stored as three columns, seen as three rows.
+    let grey: Vec<u8> = (0..6).map(|i| 40 * i).collect();
+    let seen = [120, 0, 160, 40, 200, 80];
+    let check = |path: &Path, exact: bool| {
+        assert_eq!(image_size(path).unwrap(), (2, 3), "{}", path.display());
+        let image = read_image(path).unwrap();
+        assert_eq!((image.width, image.height), (2, 3));
+        let Pixels::U8(values) = image.pixels else { panic!("not bytes") };
+        let near = |(value, want): (&u8, &u8)| value.abs_diff(*want) <= if exact { 0 } else { 12 };
+        assert!(values.iter().zip(&seen).all(near), "{}: {values:?}", path.display());
+    };
+    let tif = folder.path().join("turned.tif");
+    tagged(&tif, (3, 2), &grey, &[(tiff::tags::Tag::Orientation, 6)]);
+    check(&tif, true);
+
+    let png = folder.path().join("turned.png");
+    let mut info = png::Info::with_size(3, 2);
+    info.exif_metadata = Some(exif(6).into());
+    let mut writer =
+        png::Encoder::with_info(std::fs::File::create(&png).unwrap(), info).unwrap().write_header().unwrap();
+    writer.write_image_data(&grey).unwrap();
+    writer.finish().unwrap();
+    check(&png, true);
+
+    let jpg = folder.path().join("turned.jpg");
+    let mut encoder =
+        image::codecs::jpeg::JpegEncoder::new_with_quality(std::fs::File::create(&jpg).unwrap(), 100);
+    image::ImageEncoder::set_exif_metadata(&mut encoder, exif(6)).unwrap();
+    encoder.encode(&grey, 3, 2, image::ExtendedColorType::L8).unwrap();
+    check(&jpg, false);
+}

@@ -11,6 +11,7 @@ use tiff::tags::{PlanarConfiguration, SampleFormat, Tag};
 use super::read::{Image, Kind, allocate, unsupported};
 use super::resolution;
 use crate::error::{FileError, Result, failed};
+use crate::intensity::DeclaredRange;
 
 /// Bytes that a tag's values, and a small image's strip, may take once decoded.
 const MOST_OF_A_TAG: usize = 256 << 20;
@@ -20,6 +21,9 @@ pub(super) struct Page {
     /// Absent where the pixels need a conversion that is not done here.
     pub(super) image: Option<Image>,
     pub(super) microns_per_pixel: Option<f64>,
+    pub(super) declared_range: Option<DeclaredRange>,
+    /// The tag Orientation.
+    pub(super) orientation: u16,
     /// Whether other pages follow.
     pub(super) more_pages: bool,
 }
@@ -35,6 +39,8 @@ pub(super) fn read(path: &Path) -> Result<Page> {
     let mut page = Page {
         image: None,
         microns_per_pixel: resolution::of_tiff(&mut decoder),
+        declared_range: None,
+        orientation: decoder.find_tag_unsigned(Tag::Orientation).ok().flatten().unwrap_or(1),
         more_pages: decoder.more_images(),
     };
     let size = decoder.dimensions().map_err(unreadable)?;
@@ -67,7 +73,7 @@ pub(super) fn read(path: &Path) -> Result<Page> {
     decoder = decoder.with_limits(limits);
     decoder.read_image_bytes(pixels.bytes_mut()).map_err(unreadable)?;
     let (width, height) = (size.0 as usize, size.1 as usize);
-    page.image = Some(Image { width, height, channels, pixels, microns_per_pixel: None, more_pages: false });
+    page.image = Some(Image::new(width, height, channels, pixels));
     Ok(page)
 }
 
