@@ -32,7 +32,8 @@ impl Orientation {
     /// From Exif data as they are in a JPEG or in the chunk `eXIf` of a PNG.
     pub fn from_exif(exif: &[u8]) -> Self {
         let exif = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
-        Named::from_exif_chunk(exif).map_or_else(Self::default, |named| Self::from_number(named.to_exif().into()))
+        Named::from_exif_chunk(exif)
+            .map_or_else(Self::default, |named| Self::from_number(named.to_exif().into()))
     }
 
     /// Whether nothing needs to be done.
@@ -47,7 +48,12 @@ impl Orientation {
 
     /// The pixels as shown, of `width * height` stored ones of `channels` interleaved values; `None` if there is no memory for
     /// them.
-    pub fn turned<T: Copy>(self, mut pixels: Vec<T>, (width, height): (usize, usize), channels: usize) -> Option<Vec<T>> {
+    pub fn turned<T: Copy>(
+        self,
+        mut pixels: Vec<T>,
+        (width, height): (usize, usize),
+        channels: usize,
+    ) -> Option<Vec<T>> {
         if self.is_upright() {
             return Some(pixels);
         }

@@ -156,7 +156,12 @@ pub fn read_image(path: &Path) -> Result<Image> {
                 |image| Ok((image, Orientation::from_number(page.orientation))),
             )?;
             let declared_range = page.declared_range;
-            let image = Image { microns_per_pixel: page.microns_per_pixel, declared_range, more_pages: page.more_pages, ..image };
+            let image = Image {
+                microns_per_pixel: page.microns_per_pixel,
+                declared_range,
+                more_pages: page.more_pages,
+                ..image
+            };
             (image, orientation)
         }
         Some(_) => decode(path, reader)?,
@@ -186,8 +191,13 @@ pub fn read_image(path: &Path) -> Result<Image> {
         }
     }
     if format == Some(ImageFormat::Png) {
-        image.microns_per_pixel = resolution::of_png(path);
+        let (microns, significant_bits) = resolution::of_png(path);
+        image.microns_per_pixel = microns;
+        image.declared_range =
+            significant_bits.and_then(|bits| DeclaredRange::of_png(&bits, &image.pixels, image.channels));
     }
+    image.declared_range =
+        image.declared_range.and_then(|range| range.believed(&image.pixels, image.channels));
     let (width, height) = (image.width, image.height);
     image.turned(orientation).ok_or_else(|| too_large(path, width as u32, height as u32))
 }

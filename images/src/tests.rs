@@ -226,3 +226,53 @@ fn images_are_read_as_they_are_meant_to_be_seen() {
     encoder.encode(&grey, 3, 2, image::ExtendedColorType::L8).unwrap();
     check(&jpg, false);
 }
+
+#[test]
+fn files_say_between_which_intensities_they_lie() {
+    use super::RangeSource;
+    use tiff::encoder::{TiffEncoder, colortype::Gray16};
+    use tiff::tags::Tag;
+    let folder = folder();
+    let path = folder.path().join("camera.tif");
+    let declared = |values: &[u16; 2], description: &str, highest: Option<u16>| {
+        let mut encoder = TiffEncoder::new(std::fs::File::create(&path).unwrap()).unwrap();
+        let mut page = encoder.new_image::<Gray16>(2, 1).unwrap();
+        page.encoder().write_tag(Tag::ImageDescription, description).unwrap();
+        if let Some(highest) = highest {
+            page.encoder().write_tag(Tag::MinSampleValue, 10u16).unwrap();
+            page.encoder().write_tag(Tag::MaxSampleValue, highest).unwrap();
+        }
+        page.write_data(values).unwrap();
+        read_image(&path).unwrap().declared_range.map(|range| (range.source, range.channels))
+    };
+    let ome = |bits: u8| {
+        format!(
+            r#"<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="2" SizeY="1" SizeC="1" SizeZ="1" SizeT="1" SignificantBits="{bits}"><TiffData/></Pixels></Image></OME>"#
+        )
+    };
+    assert_eq!(
+        declared(&[10, 4000], &ome(12), None),
+        Some((RangeSource::OmeSignificantBits, vec![(0.0, 4095.0)]))
+    );
+    // All that many programs know is the type.
+    assert_eq!(declared(&[10, 4000], &ome(16), None), None);
+    assert_eq!(declared(&[10, 5000], &ome(12), None), None);
+    assert_eq!(
+        declared(&[10, 4000], "scan", Some(4000)),
+        Some((RangeSource::TiffSampleValues, vec![(10.0, 4000.0)]))
+    );
+    assert_eq!(declared(&[9, 4000], "scan", Some(4000)), None);
+    // How it was shown on a screen.
+    assert_eq!(declared(&[10, 4000], "ImageJ=1.53t\nmin=10.0\nmax=4000.0\n", None), None);
+
+    let png = folder.path().join("camera.png");
+    let mut info = png::Info::with_size(2, 1);
+    info.bit_depth = png::BitDepth::Sixteen;
+    let mut writer =
+        png::Encoder::with_info(std::fs::File::create(&png).unwrap(), info).unwrap().write_header().unwrap();
+    writer.write_chunk(png::chunk::sBIT, &[12]).unwrap();
+    writer.write_image_data(&[0, 5, 0x0F, 0xFF]).unwrap();
+    writer.finish().unwrap();
+    let range = read_image(&png).unwrap().declared_range.unwrap();
+    assert_eq!(range.channels, [(0.0, 4095.0)]);
+}
