@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{CliError, Result, failed, usage, warn};
 use crate::files::{label_files, stem};
-use mdm_images::{Image, UNLABELLED, expand, image_size, read_image, read_labels};
+use mdm_images::{Image, ReadOptions, UNLABELLED, expand, image_size, read_image, read_labels};
 
 /// A labelled image by its files.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub(crate) struct Pair {
 impl Pair {
     /// Reads both, and makes sure that they have one size.
     pub(crate) fn read(&self) -> Result<(Image, Vec<u8>)> {
-        let image = read_image(&self.image)?;
+        let image = read_image(&self.image, &ReadOptions::default())?;
         let labels = read_labels(&self.labels)?;
         self.check_sizes((image.width, image.height), (labels.width, labels.height))?;
         Ok((image, labels.values))

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use png::{BitDepth, ColorType, Decoder, Limits, Transformations};
 
-use super::read::claimed_values;
+use super::memory::claimed_values;
 use crate::error::{FileError, Result, failed};
 
 /// The index of pixels that nobody labelled.

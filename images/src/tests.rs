@@ -4,9 +4,13 @@ use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, ImageFormat};
 
-use super::{Image, Pixels, image_size, read_image, read_labels, write_grey, write_planes};
+use super::{Image, Pixels, ReadOptions, Result, image_size, read_labels, write_grey, write_planes};
 
 const SIZE: (u32, u32) = (5, 3);
+
+fn read_image(path: &Path) -> Result<Image> {
+    super::read_image(path, &ReadOptions::default())
+}
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -51,8 +55,9 @@ fn pixels_arrive_as_they_were_stored() {
     for ending in ["png", "tif"] {
         let image = DynamicImage::ImageRgba16(image::ImageBuffer::from_raw(w, h, wide.clone()).unwrap());
         let read = read_image(&saved(folder.path(), &format!("wide.{ending}"), &image)).unwrap();
-        assert!(matches!(&read.pixels, Pixels::U16(values) if *values == wide), "{ending}");
-        assert_eq!(read.channels, 4);
+        let colours: Vec<u16> = wide.chunks(4).flat_map(|pixel| pixel[..3].to_vec()).collect();
+        assert!(matches!(&read.pixels, Pixels::U16(values) if *values == colours), "{ending}");
+        assert_eq!(read.channels, 3);
     }
     let image = DynamicImage::ImageLumaA8(image::ImageBuffer::from_raw(w, h, opaque).unwrap());
     let read = read_image(&saved(folder.path(), "opaque.png", &image)).unwrap();
@@ -66,11 +71,12 @@ fn planes_are_pages_that_can_be_read_back() {
     let path = folder.path().join("planes.tif");
     let planes: Vec<f32> = (0..130 * 40 * 3).map(|i| i as f32 / 16_000.0).collect();
     write_planes(&mut std::fs::File::create(&path).unwrap(), 40, 130, 3, &planes).unwrap();
-    let Image { width: 40, height: 130, channels: 1, pixels: Pixels::F32(first), more_pages: true, .. } =
+    let Image { width: 40, height: 130, channels: 1, pixels: Pixels::F32(first), left_out, .. } =
         read_image(&path).unwrap()
     else {
         panic!("not as written")
     };
+    assert!(left_out.unwrap().contains("1 of 3"));
     assert!(first.iter().eq(planes.iter().step_by(3)));
 }
 
@@ -94,12 +100,19 @@ fn a_tiff_says_how_large_its_pixels_are() {
 }
 
 #[test]
-fn floating_point_beyond_one_is_refused() {
+fn floating_point_values_are_any_but_must_be_numbers() {
     let folder = folder();
     let path = folder.path().join("bright.tif");
-    write_planes(&mut std::fs::File::create(&path).unwrap(), 2, 1, 1, &[0.5, 300.0]).unwrap();
-    let message = read_image(&path).unwrap_err().to_string();
-    assert!(message.contains("bright.tif") && message.contains("300"), "{message}");
+    let read = |values: &[f32]| {
+        write_planes(&mut std::fs::File::create(&path).unwrap(), 2, 2, 1, values).unwrap();
+        read_image(&path)
+    };
+    let image = read(&[-0.5, 300.0, 0.0, 1.0]).unwrap();
+    assert!(matches!(image.pixels, Pixels::F32(values) if values == [-0.5, 300.0, 0.0, 1.0]));
+    for odd in [f32::NAN, f32::INFINITY] {
+        let message = read(&[0.0, 0.0, 0.0, odd]).unwrap_err().to_string();
+        assert!(message.contains("bright.tif") && message.contains("row 1, column 1"), "{message}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::files::{stage, writable_folder, write_file};
 use crate::labelled::Pair;
 use crate::output::{print, print_json};
-use mdm_images::{UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
+use mdm_images::{ReadOptions, UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
 
 const EXAMPLES: &str = "\
 Draws a microscope image of fluorescent nuclei and labels a few spots and strokes on it, fits a model to them with the backbone that comes with mdm, and segments a second image, whose truth is known. It leaves in DIR
@@ -116,7 +116,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     model.save(&folder.join("model.safetensors"), Save { backbone: Some(StoredType::AsIs), heads: true })?;
     let fit_seconds = fit_began.elapsed().as_secs_f64();
 
-    let image = read_image(&image_file)?;
+    let image = read_image(&image_file, &ReadOptions::default())?;
     let mut segmenter = Segmenter::new(&model, &device, SegmentOptions::default())?;
     let result = segmenter.segment(&image.view()?, &Control::none())?;
     write_classes(&folder.join("mask.png"), &unknown, &result.labels)?;

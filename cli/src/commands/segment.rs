@@ -17,7 +17,7 @@ use crate::model::open_model;
 use crate::output::{print, print_json};
 use crate::outputs::{Outputs, Wanted};
 use crate::progress::ItemProgress;
-use mdm_images::{expand, read_image, same_place};
+use mdm_images::{ReadOptions, expand, read_image, same_place};
 
 const EXAMPLES: &str = "\
 Reads PNG, JPEG, TIFF (the first page) and BMP files, grey or colour, 8 or 16 bit. For each image NAME.* it writes
@@ -264,11 +264,11 @@ impl Work {
             self.progress.suspend(|| eprintln!("error: {error}"));
             Ok(Outcome::Failed { error })
         };
-        let image = match read_image(input) {
+        let image = match read_image(input, &ReadOptions::default()) {
             Ok(image) => image,
             Err(error) => return fail(error.to_string()),
         };
-        if image.more_pages {
+        if image.left_out.is_some() {
             self.progress.suspend(|| warn(format!("{}: only its first page is segmented", input.display())));
         }
         let report = |progress: mdm::Progress| self.progress.windows(progress.done, progress.total);

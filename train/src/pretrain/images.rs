@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mdm::{Error, ImageView, Result};
-use mdm_images::{Image, read_image};
+use mdm_images::{Image, ReadOptions, read_image};
 
 /// Images to learn from, by number. Several threads ask at once.
 pub trait Images: Send + Sync {
@@ -35,7 +35,7 @@ pub trait Images: Send + Sync {
 /// Image files: PNG, JPEG, TIFF or BMP. Those that were used last are kept decoded.
 pub struct FileImages {
     paths: Vec<PathBuf>,
-    microns_per_pixel: Option<f64>,
+    options: ReadOptions,
     capacity: usize,
     kept: Mutex<Kept>,
 }
@@ -53,12 +53,23 @@ impl FileImages {
 
     /// Images in these files.
     pub fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths, microns_per_pixel: None, capacity: Self::DEFAULT_CAPACITY, kept: Mutex::default() }
+        Self {
+            paths,
+            options: ReadOptions::default(),
+            capacity: Self::DEFAULT_CAPACITY,
+            kept: Mutex::default(),
+        }
     }
 
     /// Says how large pixels are, in micrometres, whatever the files say.
-    pub fn with_microns_per_pixel(self, microns: Option<f64>) -> Self {
-        Self { microns_per_pixel: microns, ..self }
+    pub fn with_microns_per_pixel(mut self, microns: Option<f64>) -> Self {
+        self.options.microns_per_pixel = microns;
+        self
+    }
+
+    /// Says what is read of files that hold more than one plane, and how.
+    pub fn with_options(self, options: ReadOptions) -> Self {
+        Self { options, ..self }
     }
 
     /// Keeps up to so many bytes of decoded images.
@@ -81,7 +92,8 @@ impl FileImages {
                 return Ok(image.clone());
             }
         }
-        let image = Arc::new(read_image(path).map_err(|error| Error::Image(error.to_string()))?);
+        let image =
+            Arc::new(read_image(path, &self.options).map_err(|error| Error::Image(error.to_string()))?);
         let bytes = image.pixels.bytes().len();
         if bytes <= self.capacity {
             let mut kept = lock();
@@ -109,11 +121,6 @@ impl Images for FileImages {
     }
 
     fn read(&self, index: usize, take: &mut dyn FnMut(&ImageView<'_>) -> Result<()>) -> Result<()> {
-        let image = self.image(index)?;
-        let view = image.view()?;
-        take(&match self.microns_per_pixel {
-            Some(microns) => view.with_microns_per_pixel(microns),
-            None => view,
-        })
+        take(&self.image(index)?.view()?)
     }
 }
