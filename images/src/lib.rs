@@ -2,7 +2,9 @@
 
 mod error;
 mod find;
+mod intensity;
 mod labels;
+mod orientation;
 mod overlay;
 mod read;
 mod resolution;
@@ -13,7 +15,9 @@ mod write;
 
 pub use error::{FileError, Result};
 pub use find::{Unusable, expand, is_image_name, same_place};
+pub use intensity::{DeclaredRange, NumberKind, RangeSource, StoredType};
 pub use labels::{Labels, UNLABELLED, read_labels};
+pub use orientation::Orientation;
 pub use overlay::write_overlay;
 pub use read::{Image, Pixels, image_size, read_image};
 pub use write::{write_coloured_labels, write_grey, write_planes, write_rgb};
