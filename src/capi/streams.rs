@@ -245,7 +245,8 @@ pub(super) struct Reader<'a> {
     chosen: Chosen,
     format: PixelFormat,
     planar: bool,
-    declared: Option<Limits>,
+    /// One for each channel.
+    declared: Option<Vec<Limits>>,
     strip: Vec<u8>,
     /// Rows that are in the strip.
     rows: Range<usize>,
@@ -265,6 +266,7 @@ impl<'a> Reader<'a> {
         }
         let (format, planar) = (format_of(source.format)?, planar_of(source.layout)?);
         let declared = declared_of(source.range_low, source.range_high)?;
+        let declared = declared.map(|limits| vec![limits; format.colours()]);
         if source.rereadable > 1 || source.reserved != 0 {
             return Err(Failure::argument("rereadable of the mdm_source must be 0 or 1, and reserved 0"));
         }
@@ -337,8 +339,8 @@ impl<'a> Reader<'a> {
     fn view(&self, width: usize) -> Result<ImageView<'_>> {
         let make = if self.planar { ImageView::planar } else { ImageView::new };
         let view = make(&self.strip, width, self.rows.len(), self.format)?;
-        match self.declared {
-            Some(Limits { low, high }) => view.with_range(low, high),
+        match &self.declared {
+            Some(ranges) => view.with_ranges(ranges),
             None => Ok(view),
         }
     }
@@ -396,8 +398,8 @@ impl StoredValues for Reader<'_> {
         self.format.full_range()
     }
 
-    fn declared_range(&self) -> Option<Limits> {
-        self.declared
+    fn declared_ranges(&self) -> Option<&[Limits]> {
+        self.declared.as_deref()
     }
 
     fn read_stored(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {

@@ -8,6 +8,7 @@ use crate::intensity::Limits;
 /// sees as black and white is said by an [`IntensityRange`](crate::intensity::IntensityRange); where nothing else is said, it is
 /// the range given here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum PixelFormat {
     /// One channel, 0..=255.
     Grey8,

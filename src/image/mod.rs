@@ -60,8 +60,8 @@ pub trait StoredValues {
     /// The values of the samples' type that stand for black and white where nothing else is said.
     fn full_range(&self) -> Limits;
 
-    /// The values that stand for black and white in this image, where its file or camera says so.
-    fn declared_range(&self) -> Option<Limits> {
+    /// The values that stand for black and white in each channel of this image, where its file or camera says so.
+    fn declared_ranges(&self) -> Option<&[Limits]> {
         None
     }
 

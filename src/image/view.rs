@@ -18,9 +18,14 @@ pub struct ImageView<'a> {
     plane_stride: Option<usize>,
     format: PixelFormat,
     microns_per_pixel: Option<f64>,
-    /// The values that stand for black and white, where somebody said so.
-    range: Option<Limits>,
+    /// The values of the type that they were stored in.
+    full: Limits,
+    /// The values that stand for black and white in each channel, where somebody said so.
+    ranges: Option<[Limits; MOST_COLOURS]>,
 }
+
+/// Colours of a pixel, at most.
+const MOST_COLOURS: usize = 3;
 
 impl<'a> ImageView<'a> {
     /// Views `data` as `height` rows of `width` pixels without gaps, the topmost row first. More bytes than that are allowed.
@@ -40,7 +45,8 @@ impl<'a> ImageView<'a> {
             plane_stride: None,
             format,
             microns_per_pixel: None,
-            range: None,
+            full: format.full_range(),
+            ranges: None,
         };
         view.check_length()?;
         Ok(view)
@@ -104,8 +110,35 @@ impl<'a> ImageView<'a> {
     ///
     /// # Errors
     /// [`Error::Invalid`] unless `low` is less than `high` and both are finite.
-    pub fn with_range(mut self, low: f64, high: f64) -> Result<Self> {
-        self.range = Some(Limits::new(low, high)?);
+    pub fn with_range(self, low: f64, high: f64) -> Result<Self> {
+        self.with_ranges(&[Limits { low, high }; MOST_COLOURS][..self.format.colours()])
+    }
+
+    /// As [`with_range`](Self::with_range), for each channel without alpha by itself.
+    ///
+    /// # Errors
+    /// As `with_range`, and for another number of channels than the image has.
+    pub fn with_ranges(mut self, ranges: &[Limits]) -> Result<Self> {
+        let colours = self.format.colours();
+        if ranges.len() != colours {
+            let given = ranges.len();
+            return Err(Error::invalid("range", format!("is given for {given} of {colours} channels")));
+        }
+        let mut all = [self.full; MOST_COLOURS];
+        for (to, from) in all.iter_mut().zip(ranges) {
+            *to = Limits::new(from.low, from.high)?;
+        }
+        self.ranges = Some(all);
+        Ok(self)
+    }
+
+    /// Says that samples were converted from another type, such as 12-bit numbers, whose range this is; it takes the place of
+    /// [`PixelFormat::full_range`].
+    ///
+    /// # Errors
+    /// As [`with_range`](Self::with_range).
+    pub fn with_full_range(mut self, low: f64, high: f64) -> Result<Self> {
+        self.full = Limits::new(low, high)?;
         Ok(self)
     }
 
@@ -129,9 +162,14 @@ impl<'a> ImageView<'a> {
         self.microns_per_pixel
     }
 
-    /// The stored values that stand for black and white, where the image declares them.
-    pub fn range(&self) -> Option<Limits> {
-        self.range
+    /// The stored values that stand for black and white in each channel, where the image declares them.
+    pub fn ranges(&self) -> Option<&[Limits]> {
+        Some(&self.ranges.as_ref()?[..self.format.colours()])
+    }
+
+    /// The range of the type that samples were stored in.
+    pub fn full_range(&self) -> Limits {
+        self.full
     }
 
     fn row_bytes(&self) -> usize {
@@ -189,7 +227,7 @@ impl std::fmt::Debug for ImageView<'_> {
             .field("row_stride", &self.row_stride)
             .field("plane_stride", &self.plane_stride)
             .field("microns_per_pixel", &self.microns_per_pixel)
-            .field("range", &self.range)
+            .field("ranges", &self.ranges())
             .finish_non_exhaustive()
     }
 }
@@ -230,11 +268,11 @@ impl ImageSource for ImageView<'_> {
 
 impl StoredValues for ImageView<'_> {
     fn full_range(&self) -> Limits {
-        self.format.full_range()
+        self.full
     }
 
-    fn declared_range(&self) -> Option<Limits> {
-        self.range
+    fn declared_ranges(&self) -> Option<&[Limits]> {
+        self.ranges()
     }
 
     fn read_stored(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {

@@ -169,10 +169,12 @@ impl IntensityRange {
         self.validate()?;
         let channels = source.channels();
         let Some(stored) = source.stored() else { return Ok(None) };
-        let (full, declared) = (stored.full_range(), stored.declared_range());
+        let full = stored.full_range();
+        let declared = stored.declared_ranges().filter(|ranges| ranges.len() == channels).map(<[_]>::to_vec);
+        let by_type = matches!(self, Self::Type) || matches!(self, Self::Declared) && declared.is_none();
         let limits = match self {
             Self::Type => vec![full; channels],
-            Self::Declared => vec![declared.unwrap_or(full); channels],
+            Self::Declared => declared.unwrap_or_else(|| vec![full; channels]),
             Self::Fixed { limits } if limits.len() == channels => limits.clone(),
             Self::Fixed { limits } => match limits[..] {
                 [limits] => vec![limits; channels],
@@ -198,7 +200,6 @@ impl IntensityRange {
         for limits in &limits {
             limits.validate()?;
         }
-        let by_type = matches!(self, Self::Type) || matches!(self, Self::Declared) && declared.is_none();
         Ok(Some(IntensityScale {
             measured: matches!(self, Self::Percentile { .. }),
             by_type,

@@ -257,9 +257,9 @@ mod tests {
     use super::*;
     use crate::{ImageView, PixelFormat};
 
-    /// 100 x 100 values from `low` to `high`.
+    /// 100 x 100 values from `low` to `high`, which the last eleven have.
     fn ramp(low: u16, high: u16) -> Vec<u8> {
-        let value = |i: u32| low + (u32::from(high - low) * i / 9999) as u16;
+        let value = |i: u32| low + (u32::from(high - low) * i.min(9989) / 9989) as u16;
         (0..10_000).flat_map(|i| value(i).to_ne_bytes()).collect()
     }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use mdm::IntensityRange;
 use mdm::model::{Class, Model, Save, StoredType};
 use mdm::segment::FeatureOptions;
 use mdm::{Control, Device, Error};
@@ -54,6 +55,12 @@ pub(crate) struct Arguments {
     /// Size of an image pixel in micrometres, whatever the files say
     #[arg(long, value_name = "MICRONS", value_parser = microns)]
     mpp: Option<f64>,
+
+    /// Stored values that are black and white: LOW,HIGH in the files' own units (0,4095 for 12 bits), "percentile" (1 to 99.8 of
+    /// each image and channel; or "percentile:LOW,HIGH"), "type" (all of the files' bits), "declared" (what the files say, or
+    /// else their type); the model keeps it [default: the backbone's, if that is LOW,HIGH or percentiles, or else declared]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    range: Option<IntensityRange>,
 
     /// Names of the classes in the order of their index
     #[arg(long, value_name = "NAME,NAME...", value_delimiter = ',')]
@@ -264,6 +271,7 @@ fn feature_options(arguments: &Arguments, backbone: &Model) -> FeatureOptions {
     let defaults = FeatureOptions::default();
     FeatureOptions {
         microns_per_pixel: arguments.mpp,
+        range: arguments.range.clone(),
         batch: arguments.batch,
         window: arguments.features.window,
         overlap: arguments.features.overlap,

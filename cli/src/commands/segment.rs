@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use mdm::IntensityRange;
 use mdm::plan::Combine;
 use mdm::segment::{Scaling, SegmentOptions, Segmenter};
 use mdm::{Control, Error};
@@ -57,6 +58,12 @@ pub(crate) struct Arguments {
     /// Size of an image pixel in micrometres, whatever the files say
     #[arg(long, value_name = "MICRONS", value_parser = microns)]
     mpp: Option<f64>,
+
+    /// Stored values that are black and white: LOW,HIGH in the files' own units (0,4095 for 12 bits), "percentile" (1 to 99.8 of
+    /// each image and channel; or "percentile:LOW,HIGH"), "type" (all of the files' bits), "declared" (what the files say, or
+    /// else their type) [default: the model's]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    range: Option<IntensityRange>,
 
     /// Search the subfolders of folders too
     #[arg(long)]
@@ -223,6 +230,7 @@ fn options(arguments: &Arguments) -> SegmentOptions {
     let defaults = SegmentOptions::default();
     SegmentOptions {
         microns_per_pixel: arguments.mpp,
+        range: arguments.range.clone(),
         batch: arguments.batch,
         window: arguments.window,
         overlap: arguments.overlap,

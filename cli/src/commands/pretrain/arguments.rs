@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use mdm::IntensityRange;
 use mdm::model::{Corruption, CorruptionKind, MaskRule, Model, UnetConfig};
 use mdm_train::loss::{Loss, SsimForm};
 use mdm_train::pretrain::{Crops, Optimiser, Recipe, Schedule};
@@ -151,6 +152,12 @@ pub(super) struct CropArguments {
     /// Bring images to this scale, in micrometres a pixel, where theirs is known [default: leave them as they are]
     #[arg(long, value_name = "MICRONS", value_parser = microns)]
     pub(super) train_mpp: Option<f64>,
+
+    /// Stored values that are black and white: LOW,HIGH in the files' own units, "percentile" (1 to 99.8 of each image and
+    /// channel; or "percentile:LOW,HIGH"), "type" (all of the files' bits), "declared" [default: declared: what the
+    /// files say, or else their type]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    pub(super) range: Option<IntensityRange>,
 
     /// Do not mirror crops
     #[arg(long)]
@@ -338,11 +345,12 @@ impl Arguments {
         if let Some(clip) = training.clip {
             optimiser.clip = Some(clip).filter(|clip| *clip != 0.0);
         }
-        let Crops { flip, turn, microns_per_pixel, skip_background } = recipe.crops;
+        let Crops { flip, turn, microns_per_pixel, range, skip_background } = recipe.crops;
         recipe.crops = Crops {
             flip: flip && !self.crops.no_flip,
             turn: turn && !self.crops.no_turn,
             microns_per_pixel: self.crops.train_mpp.or(self.crops.mpp).or(microns_per_pixel),
+            range: self.crops.range.clone().unwrap_or(range),
             skip_background: self.crops.skip_background.or(skip_background),
         };
         recipe.recompute |= self.recompute;
