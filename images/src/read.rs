@@ -46,14 +46,14 @@ pub struct Image {
     pub more_pages: bool,
 }
 
-/// Values as stored; floating-point ones in 0..=1.
+/// Values as stored.
 #[derive(Clone, Debug)]
 pub enum Pixels {
     /// 0..=255.
     U8(Vec<u8>),
     /// 0..=65535.
     U16(Vec<u16>),
-    /// 0.0..=1.0.
+    /// Of any range, which is 0.0..=1.0 where nobody says what it is.
     F32(Vec<f32>),
 }
 
@@ -187,19 +187,9 @@ pub fn read_image(path: &Path) -> Result<Image> {
         image.pixels.keep_first_of_each(2, 1);
         image.channels = 1;
     }
-    if let Pixels::F32(values) = &mut image.pixels {
-        if let Some(bad) = values.iter().find(|value| !(0.0..=1.0).contains(*value)) {
-            return Err(failed(
-                path,
-                format!(
-                    "has a floating-point value of {bad}; they must lie in 0 to 1 (rescale it, or save it with 8 or 16 bits)"
-                ),
-            ));
-        }
-        if image.channels == 4 {
-            image.pixels.keep_first_of_each(4, 3);
-            image.channels = 3;
-        }
+    if matches!(image.pixels, Pixels::F32(_)) && image.channels == 4 {
+        image.pixels.keep_first_of_each(4, 3);
+        image.channels = 3;
     }
     if format == Some(ImageFormat::Png) {
         let (microns, significant_bits) = resolution::of_png(path);

@@ -59,11 +59,9 @@ pub(super) fn numbers_of(range: &IntensityRange) -> (mdm_range, f64, f64) {
     match range {
         IntensityRange::Type => (MDM_RANGE_TYPE, 0.0, 0.0),
         IntensityRange::Declared => (MDM_RANGE_DECLARED, 0.0, 0.0),
-        IntensityRange::Fixed { limits } => {
-            limits.first().map_or((MDM_RANGE_FIXED, 0.0, 0.0), |limits| {
-                (MDM_RANGE_FIXED, limits.low, limits.high)
-            })
-        }
+        IntensityRange::Fixed { limits } => limits
+            .first()
+            .map_or((MDM_RANGE_FIXED, 0.0, 0.0), |limits| (MDM_RANGE_FIXED, limits.low, limits.high)),
         IntensityRange::Percentile { low, high } => (MDM_RANGE_PERCENTILE, *low, *high),
     }
 }

@@ -401,8 +401,22 @@ mod tests {
         let spaced: IntensityRange = " 0, 4095 ".parse().unwrap();
         assert_eq!(spaced, IntensityRange::fixed(0.0, 4095.0).unwrap());
         for bad in [
-            "", "4095", "4095,0", "1,1", "0,inf", "nan,1", "a,b", "0,1/", "percentile:", "percentile:5",
-            "percentile:60,40", "percentile:-1,99", "percentile:1,101", "Type", "0,1,2", "1e39,2e39",
+            "",
+            "4095",
+            "4095,0",
+            "1,1",
+            "0,inf",
+            "nan,1",
+            "a,b",
+            "0,1/",
+            "percentile:",
+            "percentile:5",
+            "percentile:60,40",
+            "percentile:-1,99",
+            "percentile:1,101",
+            "Type",
+            "0,1,2",
+            "1e39,2e39",
         ] {
             let error = bad.parse::<IntensityRange>().unwrap_err().to_string();
             assert!(error.contains("0,4095"), "{bad}: {error}");

@@ -46,9 +46,8 @@ impl SeenIntensities {
     }
 
     pub(crate) fn validate(&self) -> crate::Result<()> {
-        let sound = |limits: Limits| {
-            limits.low <= limits.high && limits.low.is_finite() && limits.high.is_finite()
-        };
+        let sound =
+            |limits: Limits| limits.low <= limits.high && limits.low.is_finite() && limits.high.is_finite();
         if sound(self.stored) && sound(self.scaled) {
             return Ok(());
         }
@@ -156,7 +155,9 @@ impl fmt::Display for IntensityWarning {
                 Short(values.low),
                 Short(values.high)
             ),
-            Self::NoContrast { value } => write!(f, "all pixels have the value {}: no contrast", Short(*value)),
+            Self::NoContrast { value } => {
+                write!(f, "all pixels have the value {}: no contrast", Short(*value))
+            }
         }
     }
 }
@@ -224,6 +225,8 @@ pub(super) fn report(
         let limits = scale.limits.iter().copied().reduce(Limits::union).unwrap_or(scale.full);
         let camera = camera(whole, scale.full);
         report.warnings.push(IntensityWarning::Narrow { values: whole, limits, camera });
+        // It follows that they are also unlike what the model has seen.
+        return report;
     }
 
     let outside = |values: &[f32], limits: Limits| {
@@ -263,7 +266,12 @@ mod tests {
         (0..10_000).flat_map(|i| value(i).to_ne_bytes()).collect()
     }
 
-    fn measured(range: &IntensityRange, low: u16, high: u16, seen: Option<&SeenIntensities>) -> IntensityReport {
+    fn measured(
+        range: &IntensityRange,
+        low: u16,
+        high: u16,
+        seen: Option<&SeenIntensities>,
+    ) -> IntensityReport {
         let data = ramp(low, high);
         let mut view = ImageView::new(&data, 100, 100, PixelFormat::Grey16).unwrap();
         range.measure(&mut view, seen).unwrap().1

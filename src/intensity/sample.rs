@@ -72,8 +72,7 @@ impl IntensitySample {
 
     /// A channel's values, ascending.
     pub(super) fn sorted(&self, channel: usize) -> Vec<f32> {
-        let mut values: Vec<f32> =
-            self.values.iter().skip(channel).step_by(self.channels).copied().collect();
+        let mut values: Vec<f32> = self.values.iter().skip(channel).step_by(self.channels).copied().collect();
         values.sort_unstable_by(f32::total_cmp);
         values
     }
@@ -81,8 +80,7 @@ impl IntensitySample {
     /// The percentiles of a channel, or two other values where they are the same: its extremes, and where these are, something
     /// that makes it black.
     pub(super) fn contrast(&self, channel: usize, low: f64, high: f64) -> Limits {
-        let mut values: Vec<f32> =
-            self.values.iter().skip(channel).step_by(self.channels).copied().collect();
+        let mut values: Vec<f32> = self.values.iter().skip(channel).step_by(self.channels).copied().collect();
         let limits = Limits { low: percentile(&mut values, low), high: percentile(&mut values, high) };
         if limits.validate().is_ok() {
             return limits;

@@ -29,11 +29,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(
-        source: &'a mut dyn ImageSource,
-        scale: Option<IntensityScale>,
-        channels: usize,
-    ) -> Result<Self> {
+    fn new(source: &'a mut dyn ImageSource, scale: Option<IntensityScale>, channels: usize) -> Result<Self> {
         let (width, given) = (source.width(), source.channels());
         check_channels(given, channels)?;
         let row_len = product(&[width, given], "a row of the image")?;

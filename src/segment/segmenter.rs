@@ -223,9 +223,10 @@ impl Segmenter {
             not_finite(self.network.device().info()),
             sink,
         )?;
-        let intensities = self.network.run(source, &scaled, control, &mut |network, inputs, control, batch| {
-            blender.add_run(network, inputs, control, batch, &mut |row| writer.push(row))
-        })?;
+        let intensities =
+            self.network.run(source, &scaled, control, &mut |network, inputs, control, batch| {
+                blender.add_run(network, inputs, control, batch, &mut |row| writer.push(row))
+            })?;
         blender.finish(&mut |row| writer.push(row))?;
         writer.finish()?;
         Ok(RunReport {

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use mdm::Result;
-use mdm::model::{
-    BatchNorm, Class, FeatureConfig, Head, Linear, MapWeights, Metadata, Model, UnetConfig,
-};
+use mdm::model::{BatchNorm, Class, FeatureConfig, Head, Linear, MapWeights, Metadata, Model, UnetConfig};
 use mdm::plan::{Plan, PlanOptions};
 
 use super::weight;

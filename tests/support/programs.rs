@@ -7,8 +7,7 @@ use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
 use mdm::model::{
-    BatchNorm, Class, FeatureConfig, Head, Linear, MapWeights, Metadata, Model,
-    Save, StoredType, UnetConfig,
+    BatchNorm, Class, FeatureConfig, Head, Linear, MapWeights, Metadata, Model, Save, StoredType, UnetConfig,
 };
 
 use super::support::weight;

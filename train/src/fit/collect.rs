@@ -131,15 +131,16 @@ pub fn collect(
         let mut windows = counted().map(|(_, labelled)| *labelled);
         let wanted = |position: WindowPosition| labelled.contains(&position);
         let name = image.name.clone();
-        let extracted = features.extract_some(&mut { image.image }, &wanted, &control.quiet(), &mut |window| {
-            let labelled = windows.next().unwrap_or(0);
-            let mut pixels = labelled_pixels(&scaled, window.top, window.left);
-            let wanted = survey.density.of(labelled).min(pixels.len());
-            add(&mut samples, &window, &scaled, &mut pixels, wanted, &mut random, &is_held_out)?;
-            done += 1;
-            control.report(done, total);
-            Ok(())
-        });
+        let extracted =
+            features.extract_some(&mut { image.image }, &wanted, &control.quiet(), &mut |window| {
+                let labelled = windows.next().unwrap_or(0);
+                let mut pixels = labelled_pixels(&scaled, window.top, window.left);
+                let wanted = survey.density.of(labelled).min(pixels.len());
+                add(&mut samples, &window, &scaled, &mut pixels, wanted, &mut random, &is_held_out)?;
+                done += 1;
+                control.report(done, total);
+                Ok(())
+            });
         extracted.map_err(|error| named(&name, error))?;
     }
     Ok(Collected {

@@ -100,8 +100,7 @@ pub fn fit_collected(
     let began = Instant::now();
     let fitted = fit_heads(&collected.samples, classes.len(), options, device, control)?;
     let head_seconds = began.elapsed().as_secs_f64();
-    let feature_options =
-        &FeatureOptions { range: Some(collected.range.clone()), ..feature_options.clone() };
+    let feature_options = &FeatureOptions { range: Some(collected.range.clone()), ..feature_options.clone() };
     let taken = (&collected.features, collected.window, feature_options);
     let found = (collected.microns_per_pixel, collected.seen);
     Ok(FitReport {

@@ -228,8 +228,8 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
-    use mdm::model::{Corruption, MaskRule, NoiseSchedule, UnetConfig};
     use mdm::PixelFormat;
+    use mdm::model::{Corruption, MaskRule, NoiseSchedule, UnetConfig};
 
     use super::*;
     use crate::pretrain::Crops;

@@ -11,6 +11,7 @@ use mdm_train::pretrain::{Crops, Optimiser, Recipe, Schedule};
 use crate::arguments::{NoiseArgument, microns, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, size};
 use crate::error::{Result, usage};
+use crate::intensities::RANGE_HELP;
 use crate::training::Watching;
 
 const EXAMPLES: &str = "\
@@ -37,7 +38,7 @@ Examples:
   mdm export run/ -o backbone.safetensors";
 
 #[derive(Args, Debug)]
-#[command(after_help = format!("{EXAMPLES}\n\n{CACHE_HELP}"))]
+#[command(after_help = format!("{EXAMPLES}\n\n{RANGE_HELP}\n\n{CACHE_HELP}"))]
 pub(crate) struct Arguments {
     /// Images: folders, files, or patterns such as "plate*/*.tif" [with --resume: those of the run]
     #[arg(value_name = "IMAGES")]
@@ -153,9 +154,8 @@ pub(super) struct CropArguments {
     #[arg(long, value_name = "MICRONS", value_parser = microns)]
     pub(super) train_mpp: Option<f64>,
 
-    /// Stored values that are black and white: LOW,HIGH in the files' own units, "percentile" (1 to 99.8 of each image and
-    /// channel; or "percentile:LOW,HIGH"), "type" (all of the files' bits), "declared" [default: declared: what the
-    /// files say, or else their type]
+    /// Stored values that are black and white: LOW,HIGH, "percentile", "declared" or "type", as explained below [default:
+    /// declared]
     #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
     pub(super) range: Option<IntensityRange>,
 
