@@ -6,6 +6,7 @@ mod demo;
 mod device;
 mod error;
 mod files;
+mod intensities;
 mod labelled;
 mod model;
 mod operations;

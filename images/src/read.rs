@@ -171,6 +171,17 @@ impl Image {
             }
         };
         let view = ImageView::new(self.pixels.bytes(), self.width, self.height, format)?;
+        let view = match self.stored.limits() {
+            Some((low, high)) => view.with_full_range(low, high)?,
+            None => view,
+        };
+        let view = match &self.declared_range {
+            Some(range) => {
+                let limits = |&(low, high): &(f64, f64)| mdm::intensity::Limits { low, high };
+                view.with_ranges(&range.channels.iter().map(limits).collect::<Vec<_>>())?
+            }
+            None => view,
+        };
         Ok(match self.microns_per_pixel {
             Some(microns) => view.with_microns_per_pixel(microns),
             None => view,

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use mdm::IntensityRange;
 use mdm::model::{Class, Model, Save, StoredType};
 use mdm::segment::FeatureOptions;
 use mdm::{Control, Device, Error};
 use mdm_train::fit::{
-    FitOptions, FitReport, HeadDevice, HeldOutPart, LabelledImage, LabelledImages, PixelScores, collect,
-    fit_collected,
+    FitOptions, FitReport, HeadDevice, HeldOutPart, ImageWarning, LabelledImage, LabelledImages, PixelScores,
+    collect, fit_collected,
 };
 use serde::Serialize;
 
@@ -16,6 +17,7 @@ use crate::arguments::{ConfigurationArguments, FeatureArguments, microns, positi
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result};
 use crate::files::writable_file;
+use crate::intensities::{IntensityWarnings, RANGE_HELP};
 use crate::labelled::{Census, Pair, pairs};
 use crate::model::open_model;
 use crate::output::{print, print_json};
@@ -33,7 +35,7 @@ Examples:
           --classes background,nucleus,debris --ensemble 10 -o my-cells.safetensors";
 
 #[derive(Args, Debug)]
-#[command(after_help = format!("{EXAMPLES}\n\n{CACHE_HELP}"))]
+#[command(after_help = format!("{EXAMPLES}\n\n{RANGE_HELP}\n\n{CACHE_HELP}"))]
 pub(crate) struct Arguments {
     /// Backbone: a model file or a guided-diffusion state dict (.safetensors)
     #[arg(long, value_name = "FILE")]
@@ -54,6 +56,11 @@ pub(crate) struct Arguments {
     /// Size of an image pixel in micrometres, whatever the files say
     #[arg(long, value_name = "MICRONS", value_parser = microns)]
     mpp: Option<f64>,
+
+    /// Stored values that are black and white: LOW,HIGH, "percentile", "declared" or "type", as explained below [default: the
+    /// backbone's if it is one of the first two, or else declared]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    range: Option<IntensityRange>,
 
     /// Names of the classes in the order of their index
     #[arg(long, value_name = "NAME,NAME...", value_delimiter = ',')]
@@ -175,6 +182,9 @@ struct Report<'a> {
     /// Names of the images that were held out; absent where parts of each image were.
     held_out_images: Option<&'a [String]>,
     microns_per_pixel: Option<f64>,
+    /// How stored values become what the network sees, as for --range.
+    range: String,
+    intensity_warnings: IntensityWarnings,
     feature_seconds: f64,
     head_seconds: f64,
     /// Where the heads were trained.
@@ -212,6 +222,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         },
     }
     .run()?;
+    let mut warnings = IntensityWarnings::default();
+    for ImageWarning { image, warning } in &fitted.warnings {
+        warnings.add(image, warning);
+    }
+    warnings.say(false);
     let stored = (!arguments.heads_only).then_some(StoredType::AsIs);
     fitted.model.save(&arguments.output, Save { backbone: stored, heads: true })?;
     let report = Report {
@@ -237,6 +252,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             HeldOutPart::Squares => None,
         },
         microns_per_pixel: fitted.model.metadata().microns_per_pixel,
+        range: fitted.model.metadata().intensity_range.to_string(),
+        intensity_warnings: warnings,
         feature_seconds: fitted.feature_seconds,
         head_seconds: fitted.head_seconds,
         head_device: &fitted.head_device,
@@ -264,6 +281,7 @@ fn feature_options(arguments: &Arguments, backbone: &Model) -> FeatureOptions {
     let defaults = FeatureOptions::default();
     FeatureOptions {
         microns_per_pixel: arguments.mpp,
+        range: arguments.range.clone(),
         batch: arguments.batch,
         window: arguments.features.window,
         overlap: arguments.features.overlap,

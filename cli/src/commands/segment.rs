@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use mdm::IntensityRange;
+use mdm::intensity::{IntensityWarning, Limits};
 use mdm::plan::Combine;
 use mdm::segment::{Scaling, SegmentOptions, Segmenter};
 use mdm::{Control, Error};
@@ -13,6 +15,7 @@ use crate::arguments::{ConfigurationArguments, microns, part, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result, usage, warn};
 use crate::files::distinct_stems;
+use crate::intensities::{IntensityWarnings, RANGE_HELP};
 use crate::model::open_model;
 use crate::output::{print, print_json};
 use crate::outputs::{Outputs, Wanted};
@@ -36,7 +39,7 @@ Examples:
   mdm segment --model my-cells.safetensors --mpp 0.32 \"plate 3/*.tif\" -o out/ --uncertainty";
 
 #[derive(Args, Debug)]
-#[command(after_help = format!("{EXAMPLES}\n\n{CACHE_HELP}"))]
+#[command(after_help = format!("{EXAMPLES}\n\n{RANGE_HELP}\n\n{CACHE_HELP}"))]
 pub(crate) struct Arguments {
     /// Images: files, folders, or patterns such as "plate*/*.tif"
     #[arg(value_name = "INPUT", required = true)]
@@ -57,6 +60,11 @@ pub(crate) struct Arguments {
     /// Size of an image pixel in micrometres, whatever the files say
     #[arg(long, value_name = "MICRONS", value_parser = microns)]
     mpp: Option<f64>,
+
+    /// Stored values that are black and white: LOW,HIGH, "percentile", "declared" or "type", as explained below [default: the
+    /// model's]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    range: Option<IntensityRange>,
 
     /// Search the subfolders of folders too
     #[arg(long)]
@@ -124,6 +132,8 @@ enum Outcome {
         /// Pixels that the network saw per pixel of the image, along a side.
         scale: f64,
         windows: usize,
+        /// Stored values that the network saw as black and white, in each channel.
+        intensity_limits: Vec<Limits>,
         seconds: f64,
         /// Part of the image that each class covers.
         cover: Vec<f64>,
@@ -155,6 +165,7 @@ struct Summary {
     #[serde(flatten)]
     used: UsedDevice,
     classes: Vec<String>,
+    intensity_warnings: IntensityWarnings,
     images: Vec<ImageReport>,
 }
 
@@ -179,6 +190,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         colours: model.metadata().classes.iter().map(|class| class.colour).collect(),
         progress: ItemProgress::new(files.len()),
         unknown_scale: 0,
+        intensities: IntensityWarnings::default(),
     };
     if arguments.mpp.is_some() && model.metadata().microns_per_pixel.is_none() {
         warn("the model does not know at what pixel size it was fitted: --mpp changes nothing");
@@ -210,7 +222,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             work.unknown_scale
         ));
     }
-    let summary = Summary::of(images, began.elapsed().as_secs_f64(), &device, &model);
+    work.intensities.say(true);
+    let mut summary = Summary::of(images, began.elapsed().as_secs_f64(), &device, &model);
+    summary.intensity_warnings = work.intensities;
     if arguments.json {
         print_json(&summary)?;
     } else {
@@ -223,6 +237,7 @@ fn options(arguments: &Arguments) -> SegmentOptions {
     let defaults = SegmentOptions::default();
     SegmentOptions {
         microns_per_pixel: arguments.mpp,
+        range: arguments.range.clone(),
         batch: arguments.batch,
         window: arguments.window,
         overlap: arguments.overlap,
@@ -255,6 +270,7 @@ struct Work {
     progress: ItemProgress,
     /// Images whose pixel size nobody knows.
     unknown_scale: usize,
+    intensities: IntensityWarnings,
 }
 
 impl Work {
@@ -281,6 +297,12 @@ impl Work {
             Err(error) => return Err(error.into()),
         };
         self.unknown_scale += usize::from(result.report.scaling == Scaling::ImageUnknown);
+        for warning in &result.report.intensities.warnings {
+            // An empty field of view is nothing unusual.
+            if !matches!(warning, IntensityWarning::NoContrast { .. }) {
+                self.intensities.add(&input.to_string_lossy(), warning);
+            }
+        }
         files.write(&image, &result, &self.colours)?;
         Ok(Outcome::Done {
             files,
@@ -289,6 +311,7 @@ impl Work {
             microns_per_pixel: mpp.or(image.microns_per_pixel),
             scale: result.report.scale,
             windows: result.report.windows,
+            intensity_limits: result.report.intensities.limits,
             seconds: result.report.seconds,
             cover: cover(&result.labels, self.segmenter.classes()),
         })
@@ -314,6 +337,7 @@ impl Summary {
             windows_per_second: 0.0,
             used: UsedDevice::of(device),
             classes: model.metadata().classes.iter().map(|class| class.name.clone()).collect(),
+            intensity_warnings: IntensityWarnings::default(),
             images: Vec::new(),
         };
         for image in &images {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mdm::intensity::{IntensityRange, IntensityWarning};
 use mdm::{Error, ImageView, Result};
 use mdm_images::{Image, ReadOptions, read_image};
 
@@ -30,6 +31,26 @@ pub trait Images: Send + Sync {
         }
         hash.finalize().to_hex()[..16].to_owned()
     }
+}
+
+/// Images that are looked at before a run.
+const EXAMINED: usize = 32;
+
+/// What looks wrong about the values of some images, evenly spread, with their names, where `range` is how they are scaled. Images
+/// that cannot be read are left to the run.
+pub fn examine(images: &dyn Images, range: &IntensityRange) -> Vec<(String, IntensityWarning)> {
+    let count = images.count();
+    let mut warnings = Vec::new();
+    for index in (0..count).step_by(count.div_ceil(EXAMINED).max(1)) {
+        let mut look = |image: &ImageView<'_>| {
+            let (_, report) = range.measure(&mut { *image }, None)?;
+            warnings.extend(report.warnings.into_iter().map(|warning| (images.name(index), warning)));
+            Ok(())
+        };
+        // It will be said by the run that such an image is left out.
+        let _ = images.read(index, &mut look);
+    }
+    warnings
 }
 
 /// Image files: PNG, JPEG, TIFF or BMP. Those that were used last are kept decoded.

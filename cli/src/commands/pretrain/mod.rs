@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 pub(crate) use arguments::Arguments;
 use mdm::model::Model;
-use mdm_train::pretrain::{Checkpoint, FileImages, Images, Start, Trainer};
+use mdm_train::pretrain::{Checkpoint, FileImages, Images, Start, Trainer, examine};
 #[cfg(feature = "mpi")]
 use mdm_train::ranks::MpiRanks;
 use mdm_train::ranks::{Alone, Ranks};
@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::device::UsedDevice;
 use crate::error::{CliError, Result, failed, usage, warn};
+use crate::intensities::IntensityWarnings;
 use crate::output::{print, print_json};
 use crate::training::{CHECKPOINT, Notes, RunFolder};
 
@@ -38,6 +39,8 @@ struct Report<'a> {
     /// Images that could not be used.
     left_out: usize,
     interrupted: bool,
+    /// What looks wrong about the first images that were looked at.
+    intensity_warnings: IntensityWarnings,
     #[serde(flatten)]
     used: UsedDevice,
 }
@@ -131,7 +134,14 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         (None, None) => Start::New(arguments.change(arguments.recipe(None), ranks.count())),
     };
     let count = images.count();
+    let (examined, mut intensity_warnings) = (images.clone(), IntensityWarnings::default());
     let mut trainer = Trainer::among(ranks, &device, start, images)?;
+    if ranks.rank() == 0 {
+        for (image, warning) in examine(&*examined, &trainer.recipe().crops.range) {
+            intensity_warnings.add(&image, &warning);
+        }
+        intensity_warnings.say(false);
+    }
     let resumed = checkpoint.is_some();
     drop(checkpoint);
     trainer.set_notes(serde_json::to_value(&notes).unwrap_or_default());
@@ -147,6 +157,7 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         waited: outcome.waited,
         left_out: outcome.left_out,
         interrupted: outcome.interrupted,
+        intensity_warnings,
         used: UsedDevice::of(&device),
     };
     if ranks.rank() == 0 {
