@@ -13,7 +13,9 @@ mod write;
 
 pub use error::{FileError, Result};
 pub use find::{Unusable, expand, is_image_name, same_place};
-pub use labels::{Labels, UNLABELLED, read_labels};
+pub use labels::{
+    LabelColours, LabelNumbers, Labels, Numbers, UNLABELLED, UNLABELLED_WIDE, read_label_numbers, read_labels,
+};
 pub use overlay::write_overlay;
 pub use read::{Image, Pixels, image_size, read_image};
 pub use write::{write_coloured_labels, write_grey, write_planes, write_rgb};
