@@ -12,7 +12,7 @@ mod tiff;
 mod write;
 
 pub use error::{FileError, Result};
-pub use find::{Unusable, expand, is_image_name, same_place};
+pub use find::{ImageFile, Unusable, expand, is_image_name, is_system_name, same_place};
 pub use labels::{
     LabelColours, LabelNumbers, Labels, Numbers, UNLABELLED, UNLABELLED_WIDE, read_label_numbers, read_labels,
 };

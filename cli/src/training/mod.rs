@@ -13,6 +13,7 @@ use mdm_train::pretrain::Checkpoint;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, failed, usage};
+use crate::files::unusable_input;
 use mdm_images::expand;
 
 pub(crate) use folder::RunFolder;
@@ -58,11 +59,11 @@ impl Notes {
         }
         let (files, unusable) = expand(&inputs, self.recursive, None);
         match unusable.first() {
-            Some(unusable) => Err(usage(format!("{}: {}", unusable.input.display(), unusable.reason))),
+            Some(unusable) => Err(usage(unusable_input(unusable))),
             None if files.is_empty() => {
                 Err(usage("there are no images: name folders, files, patterns or a --list"))
             }
-            None => Ok(files),
+            None => Ok(files.into_iter().map(|file| file.path).collect()),
         }
     }
 
