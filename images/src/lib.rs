@@ -2,7 +2,9 @@
 
 mod error;
 mod find;
+mod intensity;
 mod labels;
+mod orientation;
 mod overlay;
 mod read;
 mod resolution;
@@ -13,9 +15,11 @@ mod write;
 
 pub use error::{FileError, Result};
 pub use find::{ImageFile, Unusable, expand, is_image_name, is_system_name, same_place};
+pub use intensity::{DeclaredRange, NumberKind, RangeSource, StoredType};
 pub use labels::{
     LabelColours, LabelNumbers, Labels, Numbers, UNLABELLED, UNLABELLED_WIDE, read_label_numbers, read_labels,
 };
+pub use orientation::Orientation;
 pub use overlay::write_overlay;
 pub use read::{Image, Pixels, image_size, read_image};
 pub use write::{write_coloured_labels, write_grey, write_planes, write_rgb};

@@ -10,6 +10,8 @@ use mdm::image::{ImageView, PixelFormat};
 
 use super::{resolution, tiff};
 use crate::error::{FileError, Result, failed};
+use crate::intensity::{DeclaredRange, StoredType};
+use crate::orientation::Orientation;
 
 /// Longest side of an image.
 const LONGEST_SIDE: u32 = 1 << 20;
@@ -23,8 +25,8 @@ const BEST_COMPRESSION: u64 = 4096;
 /// Most that a decoder may take for itself.
 const MOST_MEMORY: u64 = 16 << 30;
 
-/// An image in memory, interleaved, rows without gaps.
-#[derive(Debug)]
+/// An image in memory as it is meant to be seen, interleaved, rows without gaps.
+#[derive(Clone, Debug)]
 pub struct Image {
     /// Columns.
     pub width: usize,
@@ -34,6 +36,10 @@ pub struct Image {
     pub channels: usize,
     /// `[height, width, channels]`.
     pub pixels: Pixels,
+    /// The type of the values in the file.
+    pub stored: StoredType,
+    /// Where the file says so believably.
+    pub declared_range: Option<DeclaredRange>,
     /// Where the file says so believably.
     pub microns_per_pixel: Option<f64>,
     /// Pages that the file has beyond the one that was read.
@@ -41,7 +47,7 @@ pub struct Image {
 }
 
 /// Values as stored; floating-point ones in 0..=1.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Pixels {
     /// 0..=255.
     U8(Vec<u8>),
@@ -86,6 +92,37 @@ impl Pixels {
 }
 
 impl Image {
+    /// An image about which no more is known than its pixels.
+    pub fn new(width: usize, height: usize, channels: usize, pixels: Pixels) -> Self {
+        let stored = match pixels {
+            Pixels::U8(_) => StoredType::U8,
+            Pixels::U16(_) => StoredType::U16,
+            Pixels::F32(_) => StoredType::F32,
+        };
+        Self {
+            width,
+            height,
+            channels,
+            pixels,
+            stored,
+            declared_range: None,
+            microns_per_pixel: None,
+            more_pages: false,
+        }
+    }
+
+    /// The image turned as it is meant to be seen; `None` if there is no memory for it.
+    fn turned(mut self, orientation: Orientation) -> Option<Self> {
+        let stored = (self.width, self.height);
+        self.pixels = match self.pixels {
+            Pixels::U8(values) => Pixels::U8(orientation.turned(values, stored, self.channels)?),
+            Pixels::U16(values) => Pixels::U16(orientation.turned(values, stored, self.channels)?),
+            Pixels::F32(values) => Pixels::F32(orientation.turned(values, stored, self.channels)?),
+        };
+        (self.width, self.height) = orientation.size(stored);
+        Some(self)
+    }
+
     /// What the library is given.
     pub fn view(&self) -> mdm::Result<ImageView<'_>> {
         let format = match (&self.pixels, self.channels) {
@@ -106,15 +143,26 @@ impl Image {
     }
 }
 
-/// Reads the image in `path`, of a TIFF its first page. Opacity of grey images is dropped.
+/// Reads the image in `path`, of a TIFF its first page. Opacity of grey images is dropped; orientations stated by Exif or TIFF
+/// are applied.
 pub fn read_image(path: &Path) -> Result<Image> {
     let reader = open(path)?;
     let format = reader.format();
-    let mut image = match format {
+    let (mut image, orientation) = match format {
         Some(ImageFormat::Tiff) => {
             let page = tiff::read(path)?;
-            let image = page.image.map_or_else(|| decode(path, reader), Ok)?;
-            Image { microns_per_pixel: page.microns_per_pixel, more_pages: page.more_pages, ..image }
+            let (image, orientation) = page.image.map_or_else(
+                || decode(path, reader),
+                |image| Ok((image, Orientation::from_number(page.orientation))),
+            )?;
+            let declared_range = page.declared_range;
+            let image = Image {
+                microns_per_pixel: page.microns_per_pixel,
+                declared_range,
+                more_pages: page.more_pages,
+                ..image
+            };
+            (image, orientation)
         }
         Some(_) => decode(path, reader)?,
         None => {
@@ -143,15 +191,23 @@ pub fn read_image(path: &Path) -> Result<Image> {
         }
     }
     if format == Some(ImageFormat::Png) {
-        image.microns_per_pixel = resolution::of_png(path);
+        let (microns, significant_bits) = resolution::of_png(path);
+        image.microns_per_pixel = microns;
+        image.declared_range =
+            significant_bits.and_then(|bits| DeclaredRange::of_png(&bits, &image.pixels, image.channels));
     }
-    Ok(image)
+    image.declared_range =
+        image.declared_range.and_then(|range| range.believed(&image.pixels, image.channels));
+    let (width, height) = (image.width, image.height);
+    image.turned(orientation).ok_or_else(|| too_large(path, width as u32, height as u32))
 }
 
-/// The width and height that the file's header states.
+/// The width and height of the image as it will be read, from the file's header.
 pub fn image_size(path: &Path) -> Result<(usize, usize)> {
-    let reader = open(path)?;
-    let (width, height) = reader.into_dimensions().map_err(|error| unreadable(path, &error))?;
+    let unreadable = |error| unreadable(path, &error);
+    let mut decoder = open(path)?.into_decoder().map_err(unreadable)?;
+    let orientation = Orientation::from_number(decoder.orientation().map_err(unreadable)?.to_exif().into());
+    let (width, height) = orientation.size(decoder.dimensions());
     Ok((width as usize, height as usize))
 }
 
@@ -185,8 +241,10 @@ pub(super) fn unsupported(path: &Path, kind: &dyn std::fmt::Display) -> FileErro
     )
 }
 
-fn decode(path: &Path, reader: ImageReader<BufReader<File>>) -> Result<Image> {
-    let decoder = reader.into_decoder().map_err(|error| unreadable(path, &error))?;
+fn decode(path: &Path, reader: ImageReader<BufReader<File>>) -> Result<(Image, Orientation)> {
+    let mut decoder = reader.into_decoder().map_err(|error| unreadable(path, &error))?;
+    let orientation = decoder.orientation().map_err(|error| unreadable(path, &error))?;
+    let orientation = Orientation::from_number(orientation.to_exif().into());
     let (width, height) = decoder.dimensions();
     let color = decoder.color_type();
     let mut pixels = allocate(
@@ -201,14 +259,8 @@ fn decode(path: &Path, reader: ImageReader<BufReader<File>>) -> Result<Image> {
         },
     )?;
     decoder.read_image(pixels.bytes_mut()).map_err(|error| unreadable(path, &error))?;
-    Ok(Image {
-        width: width as usize,
-        height: height as usize,
-        channels: color.channel_count().into(),
-        pixels,
-        microns_per_pixel: None,
-        more_pages: false,
-    })
+    let image = Image::new(width as usize, height as usize, color.channel_count().into(), pixels);
+    Ok((image, orientation))
 }
 
 /// Type of the values.

@@ -38,11 +38,19 @@ fn microns_in(unit: &str) -> Option<f64> {
     }
 }
 
-/// From a PNG's `pHYs`.
-pub(super) fn of_png(path: &Path) -> Option<f64> {
-    let reader = png::Decoder::new(BufReader::new(File::open(path).ok()?)).read_info().ok()?;
-    let density = reader.info().pixel_dims?;
-    (density.unit == png::Unit::Meter).then(|| believable(1e6 / f64::from(density.xppu))).flatten()
+/// From a PNG's `pHYs`, and its `sBIT`.
+pub(super) fn of_png(path: &Path) -> (Option<f64>, Option<Vec<u8>>) {
+    let Some(reader) =
+        File::open(path).ok().and_then(|file| png::Decoder::new(BufReader::new(file)).read_info().ok())
+    else {
+        return (None, None);
+    };
+    let info = reader.info();
+    let microns = info
+        .pixel_dims
+        .filter(|density| density.unit == png::Unit::Meter)
+        .and_then(|density| believable(1e6 / f64::from(density.xppu)));
+    (microns, info.sbit.as_ref().map(|bits| bits.to_vec()))
 }
 
 /// From a TIFF's description (OME-XML, Aperio, ImageJ) or else its resolution tags.
@@ -80,7 +88,7 @@ fn of_description(description: &str, pixels_per_unit: Option<f64>) -> Option<f64
 }
 
 /// The value of the first XML attribute called exactly `name`.
-fn attribute<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn attribute<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
     xml.match_indices(name).find_map(|(at, _)| {
         let before = xml[..at].chars().next_back()?;
         let value = xml[at + name.len()..].strip_prefix("=\"")?;

@@ -194,3 +194,106 @@ fn labels_are_read_as_they_are_written() {
     write_grey(std::fs::File::create(&path).unwrap(), 16, 16, &labels).unwrap();
     assert_eq!(read_labels(&path).unwrap().values, labels);
 }
+
+/// A TIFF of 8-bit greys with further tags.
+fn tagged(path: &Path, size: (u32, u32), grey: &[u8], tags: &[(tiff::tags::Tag, u16)]) {
+    use tiff::encoder::{TiffEncoder, colortype::Gray8};
+    let mut encoder = TiffEncoder::new(std::fs::File::create(path).unwrap()).unwrap();
+    let mut page = encoder.new_image::<Gray8>(size.0, size.1).unwrap();
+    for (tag, value) in tags {
+        page.encoder().write_tag(*tag, *value).unwrap();
+    }
+    page.write_data(grey).unwrap();
+}
+
+/// Exif data that state nothing but an orientation.
+fn exif(orientation: u8) -> Vec<u8> {
+    let mut exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+    exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+    exif
+}
+
+#[test]
+fn images_are_read_as_they_are_meant_to_be_seen() {
+    let folder = folder();
+    // Stored as three columns, seen as three rows.
+    let grey: Vec<u8> = (0..6).map(|i| 40 * i).collect();
+    let seen = [120, 0, 160, 40, 200, 80];
+    let check = |path: &Path, exact: bool| {
+        assert_eq!(image_size(path).unwrap(), (2, 3), "{}", path.display());
+        let image = read_image(path).unwrap();
+        assert_eq!((image.width, image.height), (2, 3));
+        let Pixels::U8(values) = image.pixels else { panic!("not bytes") };
+        let near = |(value, want): (&u8, &u8)| value.abs_diff(*want) <= if exact { 0 } else { 12 };
+        assert!(values.iter().zip(&seen).all(near), "{}: {values:?}", path.display());
+    };
+    let tif = folder.path().join("turned.tif");
+    tagged(&tif, (3, 2), &grey, &[(tiff::tags::Tag::Orientation, 6)]);
+    check(&tif, true);
+
+    let png = folder.path().join("turned.png");
+    let mut info = png::Info::with_size(3, 2);
+    info.exif_metadata = Some(exif(6).into());
+    let mut writer =
+        png::Encoder::with_info(std::fs::File::create(&png).unwrap(), info).unwrap().write_header().unwrap();
+    writer.write_image_data(&grey).unwrap();
+    writer.finish().unwrap();
+    check(&png, true);
+
+    let jpg = folder.path().join("turned.jpg");
+    let mut encoder =
+        image::codecs::jpeg::JpegEncoder::new_with_quality(std::fs::File::create(&jpg).unwrap(), 100);
+    image::ImageEncoder::set_exif_metadata(&mut encoder, exif(6)).unwrap();
+    encoder.encode(&grey, 3, 2, image::ExtendedColorType::L8).unwrap();
+    check(&jpg, false);
+}
+
+#[test]
+fn files_say_between_which_intensities_they_lie() {
+    use super::RangeSource;
+    use tiff::encoder::{TiffEncoder, colortype::Gray16};
+    use tiff::tags::Tag;
+    let folder = folder();
+    let path = folder.path().join("camera.tif");
+    let declared = |values: &[u16; 2], description: &str, highest: Option<u16>| {
+        let mut encoder = TiffEncoder::new(std::fs::File::create(&path).unwrap()).unwrap();
+        let mut page = encoder.new_image::<Gray16>(2, 1).unwrap();
+        page.encoder().write_tag(Tag::ImageDescription, description).unwrap();
+        if let Some(highest) = highest {
+            page.encoder().write_tag(Tag::MinSampleValue, 10u16).unwrap();
+            page.encoder().write_tag(Tag::MaxSampleValue, highest).unwrap();
+        }
+        page.write_data(values).unwrap();
+        read_image(&path).unwrap().declared_range.map(|range| (range.source, range.channels))
+    };
+    let ome = |bits: u8| {
+        format!(
+            r#"<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="2" SizeY="1" SizeC="1" SizeZ="1" SizeT="1" SignificantBits="{bits}"><TiffData/></Pixels></Image></OME>"#
+        )
+    };
+    assert_eq!(
+        declared(&[10, 4000], &ome(12), None),
+        Some((RangeSource::OmeSignificantBits, vec![(0.0, 4095.0)]))
+    );
+    // All that many programs know is the type.
+    assert_eq!(declared(&[10, 4000], &ome(16), None), None);
+    assert_eq!(declared(&[10, 5000], &ome(12), None), None);
+    assert_eq!(
+        declared(&[10, 4000], "scan", Some(4000)),
+        Some((RangeSource::TiffSampleValues, vec![(10.0, 4000.0)]))
+    );
+    assert_eq!(declared(&[9, 4000], "scan", Some(4000)), None);
+    // How it was shown on a screen.
+    assert_eq!(declared(&[10, 4000], "ImageJ=1.53t\nmin=10.0\nmax=4000.0\n", None), None);
+
+    let png = folder.path().join("camera.png");
+    let mut info = png::Info::with_size(2, 1);
+    info.bit_depth = png::BitDepth::Sixteen;
+    let mut writer =
+        png::Encoder::with_info(std::fs::File::create(&png).unwrap(), info).unwrap().write_header().unwrap();
+    writer.write_chunk(png::chunk::sBIT, &[12]).unwrap();
+    writer.write_image_data(&[0, 5, 0x0F, 0xFF]).unwrap();
+    writer.finish().unwrap();
+    let range = read_image(&png).unwrap().declared_range.unwrap();
+    assert_eq!(range.channels, [(0.0, 4095.0)]);
+}

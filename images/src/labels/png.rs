@@ -7,6 +7,7 @@ use std::path::Path;
 use ::png::{BitDepth, ColorType, Decoder, DecodingError, Limits, Transformations};
 
 use super::stored::{Palette, Samples, Stored};
+use crate::Orientation;
 use crate::error::{FileError, Result, failed};
 use crate::read::claimed_values;
 
@@ -21,6 +22,7 @@ pub(super) fn read(path: &Path) -> Result<Stored> {
     decoder.set_transformations(Transformations::IDENTITY);
     let mut reader = decoder.read_info().map_err(|error| unreadable(path, &error))?;
     let size = (reader.info().width, reader.info().height);
+    let orientation = reader.info().exif_metadata.as_deref().map(Orientation::from_exif).unwrap_or_default();
     let (color, depth) = reader.output_color_type();
     let wide = depth == BitDepth::Sixteen;
     claimed_values(path, size, color.samples(), if wide { 2 } else { 1 })?;
@@ -56,6 +58,7 @@ pub(super) fn read(path: &Path) -> Result<Stored> {
             .filter(|_| palette.is_none())
             .map(|colour| if wide { pairs(colour) } else { colour.iter().copied().map(u32::from).collect() }),
         palette,
+        orientation,
     })
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::colours::{LabelColours, in_words};
 use super::{LabelNumbers, Numbers, UNLABELLED, UNLABELLED_WIDE};
+use crate::Orientation;
 use crate::error::{Result, failed};
 
 /// Samples as a file stores them.
@@ -19,6 +20,8 @@ pub(super) struct Stored {
     pub(super) palette: Option<Palette>,
     /// The grey or the colour that the file declares transparent.
     pub(super) transparent: Option<Vec<u32>>,
+    /// How it is turned before it is shown, as its image is.
+    pub(super) orientation: Orientation,
 }
 
 pub(super) enum Samples {
@@ -65,7 +68,7 @@ impl Palette {
 impl Stored {
     /// What the samples number.
     pub(super) fn numbers(self, path: &Path, colours: Option<&LabelColours>) -> Result<LabelNumbers> {
-        let (width, height) = (self.width, self.height);
+        let pixels = self.width * self.height;
         let mut transparent = 0;
         let numbers = match (colours, &self.palette, self.samples) {
             (Some(colours), palette, samples) => {
@@ -100,10 +103,8 @@ impl Stored {
                     palette: &None,
                 };
                 let mut numbers = Vec::new();
-                numbers
-                    .try_reserve_exact(width * height)
-                    .map_err(|_| failed(path, "does not fit into memory"))?;
-                for pixel in 0..width * height {
+                numbers.try_reserve_exact(pixels).map_err(|_| failed(path, "does not fit into memory"))?;
+                for pixel in 0..pixels {
                     numbers.push(match shown.pixel(path, &samples, pixel)? {
                         None => {
                             transparent += 1;
@@ -116,6 +117,13 @@ impl Stored {
                 narrowed(numbers)
             }
         };
+        let (width, height, orientation) = (self.width, self.height, self.orientation);
+        let numbers = match numbers {
+            Numbers::Bytes(values) => orientation.turned(values, (width, height), 1).map(Numbers::Bytes),
+            Numbers::Wide(values) => orientation.turned(values, (width, height), 1).map(Numbers::Wide),
+        }
+        .ok_or_else(|| failed(path, "does not fit into memory"))?;
+        let (width, height) = orientation.size((width, height));
         Ok(LabelNumbers { width, height, numbers, transparent })
     }
 }

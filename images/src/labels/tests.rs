@@ -210,3 +210,19 @@ fn other_files_say_what_they_are() {
         assert!(message.contains(words) && message.contains("labels.png"), "{message}");
     }
 }
+
+#[test]
+fn labels_are_turned_as_their_images_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("labels.tif");
+    let stored = [0, 1, 2, 3, 4, 5, 6, 7];
+    let mut encoder = TiffEncoder::new(File::create(&path).unwrap()).unwrap();
+    let mut page = encoder.new_image::<colortype::Gray8>(4, 2).unwrap();
+    page.encoder().write_tag(Tag::Orientation, 6u16).unwrap();
+    page.write_data(&stored).unwrap();
+    let image = crate::read_image(&path).unwrap();
+    let labels = read_labels(&path).unwrap();
+    assert_eq!((labels.width, labels.height), (2, 4));
+    assert_eq!((image.width, image.height), (2, 4));
+    assert_eq!(labels.values, image.pixels.bytes());
+}

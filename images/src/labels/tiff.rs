@@ -10,6 +10,7 @@ use ::tiff::tags::{PhotometricInterpretation, PlanarConfiguration, Tag};
 
 use super::png::unpack;
 use super::stored::{Palette, Samples, Stored};
+use crate::Orientation;
 use crate::error::{FileError, Result, failed};
 use crate::read::claimed_values;
 
@@ -54,6 +55,7 @@ pub(super) fn read(path: &Path) -> Result<Stored> {
     }
     let bits = bits.first().copied().unwrap_or(1);
     let values = claimed_values(path, size, channels, usize::from(bits).div_ceil(8))?;
+    let orientation = decoder.find_tag_unsigned::<u16>(Tag::Orientation).map_err(unreadable)?.unwrap_or(1);
     let palette = if indexed {
         let map = decoder.get_tag_u16_vec(Tag::ColorMap).map_err(unreadable)?;
         let entries = map.len() / 3;
@@ -108,7 +110,16 @@ pub(super) fn read(path: &Path) -> Result<Stored> {
         ));
     }
     let most = if bits < 32 { (1u32 << bits) - 1 } else { u32::MAX };
-    Ok(Stored { width, height, channels, samples, most, palette, transparent: None })
+    Ok(Stored {
+        width,
+        height,
+        channels,
+        samples,
+        most,
+        palette,
+        transparent: None,
+        orientation: Orientation::from_number(orientation),
+    })
 }
 
 fn collected<T>(values: Vec<T>, number: impl Fn(T) -> Result<u32>) -> Result<Samples> {
