@@ -11,6 +11,7 @@ mod resolution;
 #[cfg(test)]
 mod tests;
 mod tiff;
+mod whole;
 mod write;
 
 pub use error::{FileError, Result};
@@ -22,4 +23,5 @@ pub use labels::{
 pub use orientation::Orientation;
 pub use overlay::write_overlay;
 pub use read::{Image, Pixels, image_size, read_image};
-pub use write::{write_coloured_labels, write_grey, write_planes, write_rgb};
+pub use whole::{is_whole, png_note};
+pub use write::{write_coloured_labels, write_grey, write_labels, write_planes, write_rgb};

@@ -23,7 +23,7 @@ pub fn write_coloured_labels(
     encoder.write_header()?.write_image_data(labels)
 }
 
-/// Writes an 8-bit grey PNG: grey values, or class indices for other programs to read.
+/// Writes an 8-bit grey PNG.
 pub fn write_grey(
     out: impl Write,
     width: usize,
@@ -31,6 +31,22 @@ pub fn write_grey(
     values: &[u8],
 ) -> Result<(), png::EncodingError> {
     encoder(out, width, height, png::ColorType::Grayscale)?.write_header()?.write_image_data(values)
+}
+
+/// Writes class indices as an 8-bit grey PNG for other programs to read, with a keyword and a text in Latin-1 that
+/// [`png_note`](crate::png_note) finds.
+pub fn write_labels(
+    out: impl Write,
+    width: usize,
+    height: usize,
+    labels: &[u8],
+    note: Option<(&str, &str)>,
+) -> Result<(), png::EncodingError> {
+    let mut encoder = encoder(out, width, height, png::ColorType::Grayscale)?;
+    if let Some((keyword, text)) = note {
+        encoder.add_text_chunk(keyword.to_owned(), text.to_owned())?;
+    }
+    encoder.write_header()?.write_image_data(labels)
 }
 
 /// Writes an RGB PNG whose rows `fill` provides from the top, so that the picture is never in memory.

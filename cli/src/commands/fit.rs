@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mdm::model::{Class, Model, Save, StoredType};
 use mdm::segment::FeatureOptions;
-use mdm::{Control, Device, Error};
+use mdm::{CancelToken, Control, Device, Error};
 use mdm_train::fit::{
     FitOptions, FitReport, HeadDevice, HeldOutPart, LabelledImage, LabelledImages, PixelScores, collect,
     fit_collected,
@@ -14,23 +14,25 @@ use serde::Serialize;
 
 use crate::arguments::{ConfigurationArguments, FeatureArguments, microns, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
-use crate::error::{CliError, Result};
+use crate::error::{CliError, Result, usage};
 use crate::files::writable_file;
-use crate::labelled::{Census, Pair, pairs};
+use crate::interruption::interruption;
+use crate::labelled::{Census, LabelArguments, Pair, pairs};
 use crate::model::open_model;
-use crate::output::{print, print_json};
+use crate::output::{lossy, print, print_json};
 use crate::progress::StepProgress;
 use mdm_images::Image;
 
 const EXAMPLES: &str = "\
-Labels are PNG files named like their image (cells-1.tif: cells-1.png), whose pixels are class indices: 0 (usually background), 1, 2 ... and 255 where nothing is labelled. A few strokes in each class are enough to begin with.
+Labels are PNG or TIFF files named like their image (cells-1.tif: cells-1.png, or cells-1_mask.png, _label, _seg and the like), whose pixels are class indices: 0 (usually background), 1, 2 ... and 255 or transparent where nothing is labelled. A few strokes in each class are enough to begin with. Masks that number objects take --objects, drawings in colours --label-colours.
 
 The backbone describes the pixels and stays as it is; what is fitted are small networks, the heads, that tell the classes apart. The model file holds both (heads alone with --heads-only) and is what `mdm segment --model` takes.
 
 Examples:
   mdm fit --backbone nuclei.safetensors --images images/ --labels labels/ -o my-cells.safetensors
   mdm fit --backbone nuclei.safetensors --images images/ --labels scribbles/ --mpp 0.32 \\
-          --classes background,nucleus,debris --ensemble 10 -o my-cells.safetensors";
+          --classes background,nucleus,debris --ensemble 10 -o my-cells.safetensors
+  mdm fit --backbone nuclei.safetensors --images images/ --labels instances/ --objects=rim -o nuclei-apart.safetensors";
 
 #[derive(Args, Debug)]
 #[command(after_help = format!("{EXAMPLES}\n\n{CACHE_HELP}"))]
@@ -43,9 +45,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     images: Vec<PathBuf>,
 
-    /// Label PNGs: a folder, or the file for a single image
+    /// Label files: a folder, or the file for a single image
     #[arg(long, value_name = "PATH")]
     labels: PathBuf,
+
+    #[command(flatten)]
+    reading: LabelArguments,
 
     /// Model file to write
     #[arg(short, long = "output", value_name = "FILE")]
@@ -105,23 +110,25 @@ pub(crate) struct Job<'a> {
     pub(crate) classes: Vec<Class>,
     pub(crate) features: FeatureOptions,
     pub(crate) options: FitOptions,
+    /// Stops it.
+    pub(crate) token: &'a CancelToken,
 }
 
 impl Job<'_> {
     /// Takes the features of the labelled pixels, then fits heads on them.
     pub(crate) fn run(self) -> Result<FitReport> {
-        let Self { backbone, device, pairs, classes, features, options } = self;
+        let Self { backbone, device, pairs, classes, features, options, token } = self;
         let mut images = Pairs { pairs, current: None };
         let progress = StepProgress::new("windows");
         let report = |step| progress.report(step);
-        let control = Control::none().with_progress(&report);
+        let control = Control::none().with_progress(&report).with_cancel(token);
         let collected =
             collect(backbone, device, &mut images, Some(classes.len()), &features, &options, &control);
         progress.finish();
         let collected = collected?;
         let progress = StepProgress::new("steps");
         let report = |step| progress.report(step);
-        let control = Control::none().with_progress(&report);
+        let control = Control::none().with_progress(&report).with_cancel(token);
         let fitted = fit_collected(backbone, device, &collected, classes, &features, &options, &control);
         progress.finish();
         Ok(fitted?)
@@ -162,6 +169,7 @@ impl LabelledImages for Pairs<'_> {
 
 #[derive(Serialize)]
 struct Report<'a> {
+    #[serde(serialize_with = "lossy")]
     model: &'a Path,
     images: usize,
     classes: Vec<ClassReport>,
@@ -191,9 +199,16 @@ struct ClassReport {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let pairs = pairs(&arguments.images, &arguments.labels)?;
+    check_names(&arguments.classes)?;
+    let pairs = pairs(&arguments.images, &arguments.labels, &arguments.reading)?;
     let census = Census::of(&pairs)?;
     let count = census.classes(&arguments.classes)?;
+    let names = match arguments.reading.objects {
+        Some(objects) if arguments.classes.is_empty() => {
+            objects.names().iter().map(|name| (*name).to_owned()).collect()
+        }
+        _ => arguments.classes.clone(),
+    };
     writable_file(&arguments.output)?;
     let backbone = open_model(&arguments.backbone, None, &arguments.configuration)?;
     let device = arguments.device.open()?;
@@ -201,7 +216,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         backbone: &backbone,
         device: &device,
         pairs: &pairs,
-        classes: classes(&arguments.classes, count),
+        classes: classes(&names, count),
         features: feature_options(arguments, &backbone),
         options: FitOptions {
             ensemble: arguments.ensemble,
@@ -210,8 +225,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             held_out: !arguments.no_held_out,
             ..FitOptions::default()
         },
+        token: &interruption("stopping"),
     }
-    .run()?;
+    .run()
+    .map_err(|error| match error {
+        CliError::Library(Error::Cancelled) => {
+            CliError::Interrupted("interrupted; no model was written".to_owned())
+        }
+        error => error,
+    })?;
     let stored = (!arguments.heads_only).then_some(StoredType::AsIs);
     fitted.model.save(&arguments.output, Save { backbone: stored, heads: true })?;
     let report = Report {
@@ -243,6 +265,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         used: UsedDevice::of(&device),
     };
     if arguments.json { print_json(&report) } else { print(&in_words(&report)) }
+}
+
+/// Refuses names of classes that are empty or the same.
+pub(crate) fn check_names(names: &[String]) -> Result<()> {
+    for (index, name) in names.iter().enumerate() {
+        if name.trim().is_empty() {
+            return Err(usage(format!(
+                "--classes: the name of class {index} is empty; write for example cell,debris"
+            )));
+        }
+        if names[..index].contains(name) {
+            return Err(usage(format!("--classes: {name} is named twice; classes need names of their own")));
+        }
+    }
+    Ok(())
 }
 
 /// Classes by their names, or by default ones.
