@@ -70,14 +70,35 @@ fn planes_are_pages_that_can_be_read_back() {
     let folder = folder();
     let path = folder.path().join("planes.tif");
     let planes: Vec<f32> = (0..130 * 40 * 3).map(|i| i as f32 / 16_000.0).collect();
-    write_planes(&mut std::fs::File::create(&path).unwrap(), 40, 130, 3, &planes).unwrap();
+    let names = ["background", "\u{3b1}-cell & <rest>", "c"];
+    write_planes(&mut std::fs::File::create(&path).unwrap(), 40, 130, &names, Some(0.325), &planes).unwrap();
     let Image { width: 40, height: 130, channels: 1, pixels: Pixels::F32(first), left_out, .. } =
         read_image(&path).unwrap()
     else {
         panic!("not as written")
     };
-    assert!(left_out.unwrap().contains("1 of 3"));
+    assert!(left_out.unwrap().contains("of 3"));
     assert!(first.iter().eq(planes.iter().step_by(3)));
+    // A description that claims an ImageJ stack would make readers look for planes where the first one ends.
+    let mut decoder = tiff::decoder::Decoder::new(std::fs::File::open(&path).unwrap()).unwrap();
+    let description = decoder.get_tag_ascii_string(tiff::tags::Tag::ImageDescription).unwrap();
+    assert!(!description.contains("ImageJ"), "{description}");
+    assert!(description.contains(r#"Name="&#945;-cell &#38; &#60;rest&#62;""#), "{description}");
+    assert!(description.contains(r#"PhysicalSizeX="0.325""#) && description.contains(r#"SizeC="3""#));
+    for plane in 0..3 {
+        decoder.seek_to_image(plane).unwrap();
+        let tiff::decoder::DecodingResult::F32(page) = decoder.read_image().unwrap() else {
+            panic!("not f32")
+        };
+        assert!(page.iter().eq(planes.iter().skip(plane).step_by(3)), "plane {plane}");
+    }
+    assert_eq!(read_image(&path).unwrap().microns_per_pixel, Some(0.325));
+}
+
+#[test]
+fn planes_of_another_size_are_refused() {
+    let mut file = std::io::Cursor::new(Vec::new());
+    assert!(write_planes(&mut file, 2, 2, &["a", "b"], None, &[0.0; 7]).is_err());
 }
 
 #[test]
@@ -104,7 +125,7 @@ fn floating_point_values_are_any_but_must_be_numbers() {
     let folder = folder();
     let path = folder.path().join("bright.tif");
     let read = |values: &[f32]| {
-        write_planes(&mut std::fs::File::create(&path).unwrap(), 2, 2, 1, values).unwrap();
+        write_planes(&mut std::fs::File::create(&path).unwrap(), 2, 2, &["one"], None, values).unwrap();
         read_image(&path)
     };
     let image = read(&[-0.5, 300.0, 0.0, 1.0]).unwrap();

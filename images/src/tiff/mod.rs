@@ -57,6 +57,42 @@ pub(crate) fn read(path: &Path, options: &ReadOptions) -> Result<Stored> {
     })
 }
 
+/// The values of a page as they are stored, before anything is made of them.
+pub(crate) struct Raw {
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+    /// Values of a pixel.
+    pub(crate) samples: usize,
+    /// `[height, width, samples]`; indices where there is a palette.
+    pub(crate) pixels: Pixels,
+    pub(crate) stored: StoredType,
+    pub(crate) palette: Option<Vec<[u8; 3]>>,
+    pub(crate) orientation: Orientation,
+    /// Pages of the file.
+    pub(crate) pages: usize,
+    /// Whether compression has changed values.
+    pub(crate) lossy: bool,
+}
+
+/// Reads the first page as it is stored, in at most `most` bytes.
+pub(crate) fn read_raw(path: &Path, most: u64) -> Result<Raw> {
+    let mut tiff = Tiff::open(path)?;
+    let planes = Planes::of(&mut tiff, &ReadOptions::default())?;
+    let page = &planes.page;
+    let samples: Vec<usize> = (0..page.samples).collect();
+    Ok(Raw {
+        width: page.width as usize,
+        height: page.height as usize,
+        samples: page.samples,
+        pixels: read_samples(&mut tiff, page, &samples, 0, most)?,
+        stored: page.stored,
+        palette: planes.palette.as_ref().map(|palette| palette.colours.clone()),
+        orientation: orientation(&mut tiff, planes.first)?,
+        pages: planes.sizes.iter().map(|(_, size)| size).product(),
+        lossy: page.compression == Compression::Jpeg,
+    })
+}
+
 /// The first directory that is neither a preview nor a mask, or else the first.
 fn first_page(tiff: &mut Tiff) -> Result<usize> {
     for index in 0..tiff.len() {

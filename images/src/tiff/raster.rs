@@ -350,7 +350,7 @@ fn from_cmyk<T: Copy>(values: &mut Vec<T>, mix: impl Fn(T, T) -> T) {
 
 /// The colours that indices stand for.
 pub(super) struct Palette {
-    colours: Vec<[u8; 3]>,
+    pub(super) colours: Vec<[u8; 3]>,
     grey: bool,
 }
 

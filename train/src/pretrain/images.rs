@@ -1,7 +1,7 @@
 //! Where crops are taken from.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mdm::intensity::{IntensityRange, IntensityWarning};
@@ -53,10 +53,13 @@ pub fn examine(images: &dyn Images, range: &IntensityRange) -> Vec<(String, Inte
     warnings
 }
 
+type Observer = Box<dyn Fn(&Path, &Image) + Send + Sync>;
+
 /// Image files: PNG, JPEG, TIFF or BMP. Those that were used last are kept decoded.
 pub struct FileImages {
     paths: Vec<PathBuf>,
     options: ReadOptions,
+    observer: Option<Observer>,
     capacity: usize,
     kept: Mutex<Kept>,
 }
@@ -77,6 +80,7 @@ impl FileImages {
         Self {
             paths,
             options: ReadOptions::default(),
+            observer: None,
             capacity: Self::DEFAULT_CAPACITY,
             kept: Mutex::default(),
         }
@@ -91,6 +95,11 @@ impl FileImages {
     /// Says what is read of files that hold more than one plane, and how.
     pub fn with_options(self, options: ReadOptions) -> Self {
         Self { options, ..self }
+    }
+
+    /// Shows `observer` each image when it has been read, which may be several times and from several threads.
+    pub fn with_observer(self, observer: impl Fn(&Path, &Image) + Send + Sync + 'static) -> Self {
+        Self { observer: Some(Box::new(observer)), ..self }
     }
 
     /// Keeps up to so many bytes of decoded images.
@@ -115,6 +124,9 @@ impl FileImages {
         }
         let image =
             Arc::new(read_image(path, &self.options).map_err(|error| Error::Image(error.to_string()))?);
+        if let Some(observer) = &self.observer {
+            observer(path, &image);
+        }
         let bytes = image.pixels.bytes().len();
         if bytes <= self.capacity {
             let mut kept = lock();
