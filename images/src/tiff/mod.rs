@@ -4,6 +4,8 @@ mod compression;
 mod description;
 mod page;
 mod raster;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
