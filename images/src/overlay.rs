@@ -95,14 +95,7 @@ mod tests {
 
     #[test]
     fn background_keeps_its_pixels_and_classes_are_outlined() {
-        let image = Image {
-            width: 5,
-            height: 5,
-            channels: 1,
-            pixels: Pixels::U8(vec![100; 25]),
-            microns_per_pixel: None,
-            more_pages: false,
-        };
+        let image = Image::new(5, 5, 1, Pixels::U8(vec![100; 25]));
         let mut labels = [0; 25];
         for y in 1..4 {
             labels[5 * y + 1..5 * y + 4].fill(1);

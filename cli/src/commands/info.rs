@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use mdm::IntensityRange;
 use mdm::model::{CorruptionKind, MaskRule, Model, NoiseSchedule, Summary};
 use serde::Serialize;
 
 use crate::arguments::ConfigurationArguments;
 use crate::error::Result;
 use crate::model::open_backbone;
-use crate::output::{print, print_json};
+use crate::output::{lossy, print, print_json};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,6 +35,7 @@ pub(crate) struct Arguments {
 /// What is said about a model file.
 #[derive(Serialize)]
 pub(crate) struct Report {
+    #[serde(serialize_with = "lossy")]
     file: PathBuf,
     file_bytes: u64,
     /// Of the backbone.
@@ -149,6 +151,16 @@ impl Report {
                 None => "unknown; images are taken as they are".to_owned(),
             },
         );
+        let mut intensities = match &self.model.intensity_range {
+            IntensityRange::Type => "the files' type".to_owned(),
+            IntensityRange::Declared => "what files declare, or else their type".to_owned(),
+            IntensityRange::Fixed { .. } => format!("{} in stored units", self.model.intensity_range),
+            IntensityRange::Percentile { low, high } => format!("percentiles {low} and {high} of each image"),
+        };
+        if let Some(seen) = &self.model.intensities_seen {
+            intensities += &format!("; fitted on values {} to {}", seen.stored.low, seen.stored.high);
+        }
+        say("range", intensities);
         say("fingerprint", self.fingerprint.clone());
         lines.join("\n")
     }

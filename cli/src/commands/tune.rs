@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use mdm::model::{Class, FeatureConfig, Model, Save, StoredType};
-use mdm::{Control, Device};
-use mdm_train::fit::LabelledImages;
+use mdm::{Control, Device, Error, IntensityRange};
+use mdm_train::fit::{ImageWarning, LabelledImages};
 use mdm_train::metrics::Scores;
 use mdm_train::tune::{Augmentation, Length, PixelLoss, TuneOptions, TuneProgress, TuneReport, tune};
 use serde::Serialize;
 
 use crate::arguments::positive;
 use crate::device::UsedDevice;
-use crate::error::Result;
-use crate::output::{print, print_json};
+use crate::error::{CliError, Result};
+use crate::intensities::IntensityWarnings;
+use crate::interruption::interruption;
+use crate::output::{lossy, print, print_json};
 use crate::progress::TrainingProgress;
 use crate::training::Interval;
 
@@ -99,6 +101,7 @@ pub(crate) struct Job<'a> {
     pub(crate) images: &'a mut dyn LabelledImages,
     pub(crate) classes: Vec<Class>,
     pub(crate) mpp: Option<f64>,
+    pub(crate) range: Option<IntensityRange>,
     pub(crate) features: FeatureConfig,
     pub(crate) seed: u64,
     pub(crate) balance: bool,
@@ -109,6 +112,7 @@ pub(crate) struct Job<'a> {
 
 #[derive(Serialize)]
 struct Report<'a> {
+    #[serde(serialize_with = "lossy")]
     model: &'a Path,
     images: usize,
     classes: Vec<ClassReport>,
@@ -122,6 +126,9 @@ struct Report<'a> {
     held_out: Option<Scores>,
     held_out_images: Option<&'a [String]>,
     microns_per_pixel: Option<f64>,
+    /// How stored values become what the network sees, as for --range.
+    range: String,
+    intensity_warnings: IntensityWarnings,
     #[serde(flatten)]
     used: UsedDevice,
 }
@@ -142,6 +149,7 @@ impl TuneArguments {
         let learning_rate = self.learning_rate.unwrap_or(defaults.learning_rate);
         TuneOptions {
             microns_per_pixel: job.mpp,
+            range: job.range.clone(),
             features: Some(job.features.clone()),
             length: match (self.time, self.steps) {
                 (Some(TimeArgument(time)), _) => Length::Time(time),
@@ -183,16 +191,31 @@ impl TuneArguments {
             progress.report((1000.0 * now.done) as u64, 1000, message);
         };
         let Job { backbone, device, images: labelled, classes, .. } = job;
-        let tuned = tune(backbone, device, labelled, classes, &options, &mut report, &Control::none());
+        let control = Control::none().with_cancel(&interruption("stopping"));
+        let tuned = tune(backbone, device, labelled, classes, &options, &mut report, &control);
         progress.finish();
-        let tuned = tuned?;
+        let tuned = tuned.map_err(|error| match error {
+            Error::Cancelled => CliError::Interrupted("interrupted; no model was written".to_owned()),
+            error => error.into(),
+        })?;
+        let mut warnings = IntensityWarnings::default();
+        for ImageWarning { image, warning } in &tuned.warnings {
+            warnings.add(image, warning);
+        }
+        warnings.say(false);
         tuned.model.save(job.output, Save { backbone: Some(StoredType::F16), heads: true })?;
-        let report = described(&tuned, images, job.output, UsedDevice::of(device));
+        let report = described(&tuned, warnings, images, job.output, UsedDevice::of(device));
         if job.json { print_json(&report) } else { print(&in_words(&report)) }
     }
 }
 
-fn described<'a>(tuned: &'a TuneReport, images: usize, output: &'a Path, used: UsedDevice) -> Report<'a> {
+fn described<'a>(
+    tuned: &'a TuneReport,
+    intensity_warnings: IntensityWarnings,
+    images: usize,
+    output: &'a Path,
+    used: UsedDevice,
+) -> Report<'a> {
     let metadata = tuned.model.metadata();
     let held_out = tuned.held_out.as_ref();
     Report {
@@ -211,6 +234,8 @@ fn described<'a>(tuned: &'a TuneReport, images: usize, output: &'a Path, used: U
         held_out: held_out.map(|(scores, _)| *scores),
         held_out_images: held_out.map(|(_, names)| &names[..]),
         microns_per_pixel: metadata.microns_per_pixel,
+        range: metadata.intensity_range.to_string(),
+        intensity_warnings,
         used,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use mdm::intensity::IntensityRange;
 use mdm::model::FeatureConfig;
 use mdm::{Error, Result};
 
@@ -32,6 +33,8 @@ pub enum PixelLoss {
 pub struct TuneOptions {
     /// Size of the images' pixels in micrometres; `None` believes the images.
     pub microns_per_pixel: Option<f64>,
+    /// Which stored values are black and white; `None` takes the model's range.
+    pub range: Option<IntensityRange>,
     /// Which activations are the features, those of the first timestep; `None` takes the model's.
     pub features: Option<FeatureConfig>,
     /// How long.
@@ -65,6 +68,7 @@ impl Default for TuneOptions {
     fn default() -> Self {
         Self {
             microns_per_pixel: None,
+            range: None,
             features: None,
             length: Length::Steps(1000),
             batch: 8,

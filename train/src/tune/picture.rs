@@ -1,10 +1,11 @@
 //! A labelled image at the model's scale.
 
 use mdm::image::{ImageSource, check_channels, convert_channels};
+use mdm::intensity::{IntensityRange, IntensityReport};
 use mdm::segment::rescale::{Filter, Resampler, scale_between, scaled_side};
 use mdm::{Error, Result};
 
-use crate::fit::LabelledImage;
+use crate::fit::{LabelledImage, named};
 use crate::metrics::UNLABELLED;
 
 /// An image and its labels, and where labels of each class are.
@@ -23,20 +24,29 @@ pub(crate) struct Picture {
     pub(crate) places: Vec<(u8, Vec<u32>)>,
     /// Micrometres per pixel of the image as it was given.
     pub(crate) microns_per_pixel: Option<f64>,
+    /// What there is to say of its values.
+    pub(crate) intensities: IntensityReport,
+}
+
+/// What images are brought to.
+pub(crate) struct Target<'a> {
+    /// Replaces what an image says of its scale.
+    pub(crate) image_microns: Option<f64>,
+    pub(crate) microns_per_pixel: Option<f64>,
+    pub(crate) channels: usize,
+    pub(crate) range: &'a IntensityRange,
 }
 
 impl Picture {
-    /// Brings `image` to `model_microns` per pixel and `channels`; `microns` replaces what the image says.
-    pub(crate) fn new(
-        image: &LabelledImage<'_>,
-        microns: Option<f64>,
-        model_microns: Option<f64>,
-        channels: usize,
-    ) -> Result<Self> {
+    /// Brings `image` to what a network sees.
+    pub(crate) fn new(image: &LabelledImage<'_>, target: &Target<'_>) -> Result<Self> {
         image.check_size()?;
         let mut source = image.image;
-        let microns = microns.or(source.microns_per_pixel());
-        let (scale, _) = scale_between(microns, model_microns)?;
+        let channels = target.channels;
+        let microns = target.image_microns.or(source.microns_per_pixel());
+        let (scale, _) = scale_between(microns, target.microns_per_pixel)?;
+        let (values, intensities) =
+            target.range.measure(&mut source, None).map_err(|error| named(&image.name, error))?;
         let (from, given) = ((source.height(), source.width()), source.channels());
         check_channels(given, channels)?;
         let to = (scaled_side(from.0, scale)?, scaled_side(from.1, scale)?);
@@ -54,10 +64,13 @@ impl Picture {
         let (mut read, mut row) = (vec![0.0; from.1 * given], vec![0.0; from.1 * channels]);
         let mut pulled = vec![0.0; resampler.row_len()];
         for y in 0..from.0 {
-            source.read_rows(y..y + 1, &mut read)?;
-            if read.iter().any(|value| !value.is_finite()) {
-                return Err(image.wrong(format!("the image's row {y} holds a value that is not a number")));
-            }
+            let row_read = match (&values, source.stored()) {
+                (Some(scale), Some(stored)) => {
+                    stored.read_stored(y..y + 1, &mut read).and_then(|()| scale.apply(&mut read, y, from.1))
+                }
+                _ => source.read_rows(y..y + 1, &mut read),
+            };
+            row_read.map_err(|error| named(&image.name, error))?;
             convert_channels(&read, given, &mut row, channels);
             resampler.push(&row)?;
             while pixels.len() < len && resampler.pull(&mut pulled) {
@@ -85,6 +98,7 @@ impl Picture {
             grey,
             places,
             microns_per_pixel: microns,
+            intensities,
         })
     }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use mdm::engine::DeviceKind;
 use mdm::image::ImageSource;
+use mdm::intensity::{IntensityRange, IntensityWarning, SeenIntensities};
 use mdm::model::{Class, FeatureConfig, MapWeights, Model, UnetConfig};
 use mdm::segment::{Band, SegmentOptions, Segmenter};
 use mdm::{Control, Device, Error, Result};
@@ -14,11 +15,11 @@ use mdm::{Control, Device, Error, Result};
 use super::augment::Augmentation;
 use super::head::{Dice, Map, TunedHead, labelled};
 use super::options::{Length, PixelLoss, TuneOptions};
-use super::picture::Picture;
+use super::picture::{Picture, Target};
 use crate::engine::learner;
-use crate::fit::LabelledImages;
 use crate::fit::random::Random;
 use crate::fit::standardise::Standardisation;
+use crate::fit::{ImageWarning, LabelledImages};
 use crate::learner::{Learner, LearnerOptions, LearnerState, StatePart, Update};
 use crate::loss::Loss;
 use crate::metrics::Scores;
@@ -68,6 +69,8 @@ pub struct TuneReport {
     pub class_pixels: Vec<u64>,
     /// Images without any label, which were left out.
     pub unlabelled_images: Vec<String>,
+    /// What looks wrong about the images' values.
+    pub warnings: Vec<ImageWarning>,
 }
 
 /// Tunes the backbone of `model`, with a new head, on labelled images.
@@ -93,7 +96,24 @@ pub fn tune(
     let config = options.features.clone().unwrap_or_else(|| metadata.features.clone());
     let config = FeatureConfig { timesteps: config.timesteps[..1].to_vec(), normalise: false, ..config };
     config.validate(&metadata.unet, &metadata.corruption)?;
-    let (pictures, unlabelled_images) = pictures(model, images, options.microns_per_pixel, control)?;
+    let range = options.range.clone().unwrap_or_else(|| metadata.intensity_range.inherited());
+    let target = Target {
+        image_microns: options.microns_per_pixel,
+        microns_per_pixel: metadata.microns_per_pixel,
+        channels: metadata.unet.in_channels,
+        range: &range,
+    };
+    let (pictures, unlabelled_images) = pictures(&target, images, control)?;
+    let mut seen = None;
+    let mut warnings = Vec::new();
+    for picture in &pictures {
+        seen = SeenIntensities::with(seen, &picture.intensities);
+        let warning = |warning: &IntensityWarning| ImageWarning {
+            image: picture.name.clone(),
+            warning: warning.clone(),
+        };
+        warnings.extend(picture.intensities.warnings.iter().map(warning));
+    }
     let (classes, class_pixels) = classes_of(&pictures, classes)?;
     let threads = match device.info().kind {
         DeviceKind::Cpu => device.info().threads,
@@ -104,7 +124,17 @@ pub fn tune(
         .thread_name(|index| format!("mdm-tune-{index}"))
         .build()
         .map_err(|error| Error::Device(format!("cannot start {threads} threads: {error}")))?;
-    let job = Job { model, device, config, classes, class_pixels: &class_pixels, options, pool: &pool };
+    let job = Job {
+        model,
+        device,
+        range: &range,
+        seen,
+        config,
+        classes,
+        class_pixels: &class_pixels,
+        options,
+        pool: &pool,
+    };
 
     let mut held_out = None;
     if options.held_out && pictures.len() >= HELD_OUT_IMAGES {
@@ -126,22 +156,20 @@ pub fn tune(
         held_out,
         class_pixels,
         unlabelled_images,
+        warnings,
     })
 }
 
 fn pictures(
-    model: &Model,
+    target: &Target<'_>,
     images: &mut dyn LabelledImages,
-    microns_per_pixel: Option<f64>,
     control: &Control<'_>,
 ) -> Result<(Vec<Picture>, Vec<String>)> {
-    let metadata = model.metadata();
     let (mut pictures, mut unlabelled) = (Vec::new(), Vec::new());
     for index in 0..images.len() {
         control.check()?;
         let image = images.load(index)?;
-        let picture =
-            Picture::new(&image, microns_per_pixel, metadata.microns_per_pixel, metadata.unet.in_channels)?;
+        let picture = Picture::new(&image, target)?;
         if picture.labelled() == 0 { unlabelled.push(picture.name) } else { pictures.push(picture) }
     }
     Ok((pictures, unlabelled))
@@ -181,6 +209,8 @@ fn classes_of(pictures: &[Picture], classes: Vec<Class>) -> Result<(Vec<Class>, 
 struct Job<'a> {
     model: &'a Model,
     device: &'a Device,
+    range: &'a IntensityRange,
+    seen: Option<SeenIntensities>,
     config: FeatureConfig,
     classes: Vec<Class>,
     class_pixels: &'a [u64],
@@ -292,6 +322,8 @@ impl Job<'_> {
         metadata.features = self.config.clone();
         metadata.corruption.corrupt_features = false;
         metadata.window = self.options.size;
+        metadata.intensity_range = self.range.clone();
+        metadata.intensities_seen = self.seen.clone();
         metadata.backbone_fingerprint = None;
         metadata.microns_per_pixel = metadata.microns_per_pixel.or(microns_per_pixel);
         Model::from_parts(metadata, Arc::new(weights), vec![head.head()])
