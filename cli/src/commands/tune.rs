@@ -38,8 +38,8 @@ pub(crate) struct TuneArguments {
     #[arg(long, value_name = "TIME", requires = "tune")]
     time: Option<TimeArgument>,
 
-    /// Side of the crops that are learnt from, in pixels at the model's scale; the model's windows become as large [default: that
-    /// of the backbone's windows]
+    /// Side of the crops that are learnt from, in pixels at the model's scale; the model's windows become twice as large [default:
+    /// that of the backbone's windows]
     #[arg(long, value_name = "PIXELS", value_parser = positive, requires = "tune")]
     crop: Option<usize>,
 
@@ -59,7 +59,7 @@ pub(crate) struct TuneArguments {
     #[arg(long, value_name = "AMOUNT", requires = "tune")]
     jitter_scale: Option<f64>,
 
-    /// How much brightness and contrast are changed at most, as a part of the intensity range; 0 for not at all [default: 0.2]
+    /// How much brightness and contrast are changed at most, as a part of the intensity range; 0 for not at all [default: 0.3]
     #[arg(long, value_name = "AMOUNT", requires = "tune")]
     jitter_intensity: Option<f64>,
 

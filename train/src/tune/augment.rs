@@ -1,5 +1,6 @@
 //! Crops of labelled images, each a little different.
 
+use mdm::segment::mirrored;
 use mdm::{Error, Result};
 
 use super::picture::Picture;
@@ -23,7 +24,7 @@ pub struct Augmentation {
 
 impl Default for Augmentation {
     fn default() -> Self {
-        Self { flip: true, rotate: true, scale: 0.25, intensity: 0.2, noise: 0.0 }
+        Self { flip: true, rotate: true, scale: 0.25, intensity: 0.3, noise: 0.0 }
     }
 }
 
@@ -146,11 +147,4 @@ fn sample(picture: &Picture, (y, x): (f64, f64), out: &mut [f32]) -> u8 {
     }
     let nearest = (if down < 0.5 { y0 } else { y1 }) * columns + if right < 0.5 { x0 } else { x1 };
     picture.labels[nearest]
-}
-
-/// The index within `0..size` that `index` falls on between mirrors at both ends.
-fn mirrored(index: isize, size: usize) -> usize {
-    let size = size as isize;
-    let within = index.rem_euclid(2 * size);
-    (if within < size { within } else { 2 * size - 1 - within }) as usize
 }

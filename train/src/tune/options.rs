@@ -41,8 +41,8 @@ pub struct TuneOptions {
     pub length: Length,
     /// Crops a step, at least 1.
     pub batch: usize,
-    /// Side of a crop in pixels at the model's scale, a multiple of the network's deepest downsampling; also that of the
-    /// resulting model's windows.
+    /// Side of a crop in pixels at the model's scale, a multiple of the network's deepest downsampling. The resulting model's
+    /// windows are twice as large.
     pub size: usize,
     /// AdamW's largest learning rate for the backbone, in (0, 1].
     pub learning_rate: f64,

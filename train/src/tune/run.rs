@@ -8,7 +8,7 @@ use std::time::Instant;
 use mdm::engine::DeviceKind;
 use mdm::image::ImageSource;
 use mdm::intensity::{IntensityRange, IntensityWarning, SeenIntensities};
-use mdm::model::{Class, FeatureConfig, MapWeights, Model, UnetConfig};
+use mdm::model::{Border, Class, FeatureConfig, MapWeights, Metadata, Model, UnetConfig};
 use mdm::segment::{Band, SegmentOptions, Segmenter};
 use mdm::{Control, Device, Error, Result};
 
@@ -28,6 +28,8 @@ use crate::optimise;
 /// Streams of random numbers.
 const INITIAL: u64 = 1 << 40;
 const STANDARDISING: u64 = 1 << 41;
+/// Side of the resulting model's windows in crops: they see more around each pixel, at the same price for each.
+const WINDOW_CROPS: usize = 2;
 /// Labelled pixels of a crop that count in a step, at most: neighbours say nearly the same.
 const MOST_PIXELS: usize = 4096;
 /// Steps over which learning rates rise.
@@ -321,7 +323,8 @@ impl Job<'_> {
         metadata.classes = self.classes.clone();
         metadata.features = self.config.clone();
         metadata.corruption.corrupt_features = false;
-        metadata.window = self.options.size;
+        metadata.window = (WINDOW_CROPS * self.options.size).min(Metadata::LARGEST_WINDOW);
+        metadata.border = Border::Mirror;
         metadata.intensity_range = self.range.clone();
         metadata.intensities_seen = self.seen.clone();
         metadata.backbone_fingerprint = None;
