@@ -51,7 +51,7 @@ pub(crate) struct TuneArguments {
     #[arg(long, value_name = "RATE", requires = "tune")]
     learning_rate: Option<f64>,
 
-    /// What is minimised [default: ce]
+    /// What is minimised [default: ce-dice]
     #[arg(long, value_enum, value_name = "LOSS", requires = "tune")]
     pixel_loss: Option<LossArgument>,
 

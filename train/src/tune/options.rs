@@ -77,7 +77,7 @@ impl Default for TuneOptions {
             head_learning_rate: 1e-3,
             weight_decay: 1e-2,
             clip: Some(1.0),
-            loss: PixelLoss::CrossEntropy,
+            loss: PixelLoss::CrossEntropyAndDice,
             balance: false,
             augmentation: Augmentation::default(),
             seed: 0,
