@@ -156,7 +156,7 @@ pub(super) struct CropArguments {
 
     /// Stored values that are black and white: LOW,HIGH, "percentile", "declared" or "type", as explained below [default:
     /// that of --init if it is one of the first two, or else declared]
-    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true, conflicts_with = "resume")]
     pub(super) range: Option<IntensityRange>,
 
     /// Do not mirror crops
