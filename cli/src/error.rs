@@ -20,6 +20,9 @@ pub(crate) enum CliError {
     /// Training stopped: exit code 1, or as the library's errors.
     #[error(transparent)]
     Pretrain(mdm_train::pretrain::PretrainError),
+    /// Ctrl-C: exit code 130.
+    #[error("{0}")]
+    Interrupted(String),
     /// Everything worth saying was said: exit code 1.
     #[error("")]
     Reported,
@@ -33,6 +36,7 @@ impl CliError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             CliError::Usage(_) | CliError::Library(mdm::Error::Invalid { .. } | mdm::Error::Device(_)) => 2,
+            CliError::Interrupted(_) | CliError::Library(mdm::Error::Cancelled) => 130,
             CliError::Failed(_)
             | CliError::File(_)
             | CliError::Pretrain(_)

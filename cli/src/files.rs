@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
 
-use crate::error::{CliError, Result, failed, usage};
+use crate::error::{Result, failed, usage};
+use mdm_images::{Unusable, is_system_name};
 
-/// The name that pairs an image with its labels: the file name without its ending.
-pub(crate) fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+/// What is wrong with an input, for commands that search subfolders if asked to.
+pub(crate) fn unusable_input(unusable: &Unusable) -> String {
+    let hint = if unusable.subfolders { "; --recursive searches its subfolders too" } else { "" };
+    format!("{}: {}{hint}", unusable.input.display(), unusable.reason)
 }
 
-/// Label PNGs in `folder` (not in its subfolders), or the one file that `path` is, by name.
+/// Label files in `folder` (not in its subfolders), or the one file that `path` is, by name.
 pub(crate) fn label_files(path: &Path) -> Result<Vec<PathBuf>> {
     if path.is_file() {
         return Ok(vec![path.to_owned()]);
@@ -27,13 +29,18 @@ pub(crate) fn label_files(path: &Path) -> Result<Vec<PathBuf>> {
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| {
-            path.extension().and_then(OsStr::to_str).is_some_and(|ending| ending.eq_ignore_ascii_case("png"))
-                && path.is_file()
+            let ending = path.extension().and_then(OsStr::to_str).unwrap_or_default();
+            !is_system_name(path)
+                && ["png", "tif", "tiff"].iter().any(|known| ending.eq_ignore_ascii_case(known))
+                && !path.is_dir()
         })
         .collect();
     files.sort();
     if files.is_empty() {
-        return Err(failed(path, "the folder has no PNG file; labels are PNG files of class indices"));
+        return Err(failed(
+            path,
+            "the folder has no PNG or TIFF file; labels are such files of class indices",
+        ));
     }
     Ok(files)
 }
@@ -99,31 +106,22 @@ impl Staged {
     /// Gives the file its name, replacing what had it before.
     pub(crate) fn commit(self) -> Result<()> {
         let target = self.target;
+        let cannot = |error: &dyn std::fmt::Display| {
+            failed(&target, format!("cannot be written: {error}; make room or choose another folder with -o"))
+        };
+        // The content is safe before the name says that it is: a full disk or a lost one may only show here.
+        self.file.as_file().sync_all().map_err(|error| cannot(&error))?;
         self.file.persist(&target).map(drop).map_err(|error| {
             failed(&target, format!("cannot be written: {}; choose another folder with -o", error.error))
-        })
+        })?;
+        // The new name outlives a power failure, too. Not every file system can do this to folders.
+        #[cfg(unix)]
+        let _ = File::open(folder_of(&target)).and_then(|folder| folder.sync_all());
+        Ok(())
     }
 }
 
 /// Writes a file whole or not at all.
 pub(crate) fn write_file(target: &Path, content: &[u8]) -> Result<()> {
     stage(target, |out| out.write_all(content))?.commit()
-}
-
-/// Outputs are named after inputs: refuses inputs that would share one.
-pub(crate) fn distinct_stems(files: &[PathBuf]) -> Result<()> {
-    let mut seen = std::collections::HashMap::new();
-    for file in files {
-        // Case makes no difference to most file systems of Windows and macOS.
-        let name =
-            if cfg!(any(windows, target_os = "macos")) { stem(file).to_lowercase() } else { stem(file) };
-        if let Some(other) = seen.insert(name, file) {
-            return Err(CliError::Usage(format!(
-                "{} and {} would have the same output; segment them into different folders",
-                other.display(),
-                file.display()
-            )));
-        }
-    }
-    Ok(())
 }

@@ -7,12 +7,15 @@ mod device;
 mod error;
 mod files;
 mod intensities;
+mod interruption;
 mod labelled;
 mod model;
 mod operations;
 mod output;
 mod outputs;
+mod planes;
 mod progress;
+mod provenance;
 mod training;
 
 use std::process::ExitCode;
@@ -36,7 +39,7 @@ Label a few images (PNG files of class indices, 255 where nothing is labelled), 
   mdm segment --model cells.safetensors more/images -o out/
   mdm eval    --prediction out/ --truth more/labels
 
-`mdm demo -o demo/` shows all of it on an image it draws itself. `mdm COMMAND --help` explains a command. Exit codes: 0 all went well, 1 something failed, 2 wrong usage.";
+`mdm demo -o demo/` shows all of it on an image it draws itself. `mdm COMMAND --help` explains a command. Exit codes: 0 all went well, 1 something failed, 2 wrong usage, 130 interrupted.";
 
 #[derive(Subcommand, Debug)]
 enum Command {

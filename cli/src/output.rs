@@ -1,8 +1,9 @@
 //! Results on standard output.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::error::{CliError, Result};
 
@@ -14,6 +15,19 @@ pub(crate) fn print(text: &str) -> Result<()> {
             Err(CliError::Failed(format!("cannot write the result: {error}")))
         }
         _ => Ok(()),
+    }
+}
+
+/// A path as text, in which what is no Unicode is replaced: JSON has no other.
+pub(crate) fn lossy<S: Serializer>(path: &impl AsRef<Path>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.as_ref().to_string_lossy())
+}
+
+/// The same where there may be none.
+pub(crate) fn lossy_if_any<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => lossy(path, serializer),
+        None => serializer.serialize_none(),
     }
 }
 

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::io::{Seek, Write};
 
 use tiff::encoder::colortype::Gray32Float;
-use tiff::encoder::{TiffEncoder, TiffKind};
-use tiff::tags::Tag;
+use tiff::encoder::{Rational, TiffEncoder, TiffKind};
+use tiff::tags::{ResolutionUnit, Tag};
 
 /// Rows that are gathered before they are written.
 const ROWS_AT_A_TIME: usize = 64;
@@ -23,7 +23,7 @@ pub fn write_coloured_labels(
     encoder.write_header()?.write_image_data(labels)
 }
 
-/// Writes an 8-bit grey PNG: grey values, or class indices for other programs to read.
+/// Writes an 8-bit grey PNG.
 pub fn write_grey(
     out: impl Write,
     width: usize,
@@ -31,6 +31,22 @@ pub fn write_grey(
     values: &[u8],
 ) -> Result<(), png::EncodingError> {
     encoder(out, width, height, png::ColorType::Grayscale)?.write_header()?.write_image_data(values)
+}
+
+/// Writes class indices as an 8-bit grey PNG for other programs to read, with a keyword and a text in Latin-1 that
+/// [`png_note`](crate::png_note) finds.
+pub fn write_labels(
+    out: impl Write,
+    width: usize,
+    height: usize,
+    labels: &[u8],
+    note: Option<(&str, &str)>,
+) -> Result<(), png::EncodingError> {
+    let mut encoder = encoder(out, width, height, png::ColorType::Grayscale)?;
+    if let Some((keyword, text)) = note {
+        encoder.add_text_chunk(keyword.to_owned(), text.to_owned())?;
+    }
+    encoder.write_header()?.write_image_data(labels)
 }
 
 /// Writes an RGB PNG whose rows `fill` provides from the top, so that the picture is never in memory.
@@ -68,52 +84,127 @@ fn encoder<W: Write>(
     Ok(encoder)
 }
 
-/// Writes `[height, width, planes]` as a TIFF of 32-bit floating-point pages, which Fiji opens as channels.
+/// Writes `[height, width, planes]` as a TIFF of 32-bit floating-point pages, one a plane in the order of `names`.
+///
+/// Each page is named, and the first one holds OME-XML with the planes as named channels and the size of a pixel where that
+/// is known. Programs that know neither see a plain stack: nothing promises that pages follow each other without gaps.
+///
+/// # Errors
+/// Those of writing, and of values that are not `width * height` a name.
 pub fn write_planes(
     out: &mut (impl Write + Seek),
     width: usize,
     height: usize,
-    planes: usize,
+    names: &[&str],
+    microns_per_pixel: Option<f64>,
     values: &[f32],
 ) -> Result<(), tiff::TiffError> {
+    let planes = Planes { width, height, names, microns_per_pixel, values };
+    if Some(values.len()) != width.checked_mul(height).and_then(|pixels| pixels.checked_mul(names.len())) {
+        let reason =
+            format!("{} values are not {width} x {height} for each of {} planes", values.len(), names.len());
+        return Err(tiff::TiffError::IoError(std::io::Error::other(reason)));
+    }
     // Classic TIFF has 32-bit offsets.
     if size_of_val(values) < 0xF000_0000 {
-        pages(TiffEncoder::new(out)?, width, height, planes, values)
+        planes.write(TiffEncoder::new(out)?)
     } else {
-        pages(TiffEncoder::new_big(out)?, width, height, planes, values)
+        planes.write(TiffEncoder::new_big(out)?)
     }
 }
 
-fn pages<W: Write + Seek, K: TiffKind>(
-    mut encoder: TiffEncoder<W, K>,
+struct Planes<'a> {
     width: usize,
     height: usize,
-    planes: usize,
-    values: &[f32],
-) -> Result<(), tiff::TiffError> {
-    let side = |pixels: usize| u32::try_from(pixels).map_err(|_| tiff::TiffError::IntSizeError);
-    let (columns, rows) = (side(width)?, side(height)?);
-    let mut strip = Vec::new();
-    for plane in 0..planes {
-        let mut page = encoder.new_image::<Gray32Float>(columns, rows)?;
-        if plane == 0 && planes > 1 {
-            let description = format!(
-                "ImageJ=1.53t\nimages={planes}\nchannels={planes}\nhyperstack=true\nmode=grayscale\nmin=0\nmax=1\n"
-            );
-            page.encoder().write_tag(Tag::ImageDescription, description.as_str())?;
+    names: &'a [&'a str],
+    microns_per_pixel: Option<f64>,
+    values: &'a [f32],
+}
+
+impl Planes<'_> {
+    fn write<W: Write + Seek, K: TiffKind>(
+        &self,
+        mut encoder: TiffEncoder<W, K>,
+    ) -> Result<(), tiff::TiffError> {
+        let side = |pixels: usize| u32::try_from(pixels).map_err(|_| tiff::TiffError::IntSizeError);
+        let (columns, rows) = (side(self.width)?, side(self.height)?);
+        let planes = self.names.len();
+        let mut strip = Vec::new();
+        for (plane, name) in self.names.iter().enumerate() {
+            let mut page = encoder.new_image::<Gray32Float>(columns, rows)?;
+            if plane == 0 {
+                page.encoder().write_tag(Tag::ImageDescription, self.ome().as_str())?;
+            }
+            page.encoder().write_tag(PAGE_NAME, ascii(name).as_str())?;
+            if let Some((unit, resolution)) = self.microns_per_pixel.and_then(resolution) {
+                page.resolution(unit, resolution);
+            }
+            page.rows_per_strip(rows.min(ROWS_AT_A_TIME as u32))?;
+            for rows in self.values.chunks(ROWS_AT_A_TIME * self.width * planes) {
+                let part = if planes == 1 {
+                    Cow::Borrowed(rows)
+                } else {
+                    strip.clear();
+                    strip.extend(rows.iter().skip(plane).step_by(planes));
+                    Cow::Borrowed(strip.as_slice())
+                };
+                page.write_strip(&part)?;
+            }
+            page.finish()?;
         }
-        page.rows_per_strip(rows.min(ROWS_AT_A_TIME as u32))?;
-        for rows in values.chunks(ROWS_AT_A_TIME * width * planes) {
-            let part = if planes == 1 {
-                Cow::Borrowed(rows)
-            } else {
-                strip.clear();
-                strip.extend(rows.iter().skip(plane).step_by(planes));
-                Cow::Borrowed(strip.as_slice())
-            };
-            page.write_strip(&part)?;
-        }
-        page.finish()?;
+        Ok(())
     }
-    Ok(())
+
+    /// Every reader takes the first page's description for the file's.
+    fn ome(&self) -> String {
+        let size = match self.microns_per_pixel {
+            // Micrometres are what OME takes them for.
+            Some(microns) => format!(" PhysicalSizeX=\"{microns}\" PhysicalSizeY=\"{microns}\""),
+            None => String::new(),
+        };
+        let channels: String = self
+            .names
+            .iter()
+            .enumerate()
+            .map(|(plane, name)| {
+                format!("<Channel ID=\"Channel:0:{plane}\" Name=\"{}\" SamplesPerPixel=\"1\"/>", ascii(name))
+            })
+            .collect();
+        let pages: String = (0..self.names.len())
+            .map(|plane| format!("<TiffData IFD=\"{plane}\" FirstC=\"{plane}\"/>"))
+            .collect();
+        format!(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?><OME xmlns=\"http://www.openmicroscopy.org/Schemas/OME/2016-06\">\
+             <Image ID=\"Image:0\"><Pixels ID=\"Pixels:0\" DimensionOrder=\"XYCZT\" Type=\"float\" BigEndian=\"{}\" \
+             SizeX=\"{}\" SizeY=\"{}\" SizeC=\"{}\" SizeZ=\"1\" SizeT=\"1\"{size}>{channels}{pages}</Pixels></Image></OME>",
+            cfg!(target_endian = "big"),
+            self.width,
+            self.height,
+            self.names.len(),
+        )
+    }
+}
+
+const PAGE_NAME: Tag = Tag::Unknown(285);
+
+/// Text for a tag of ASCII and for an attribute of XML.
+fn ascii(text: &str) -> String {
+    text.chars()
+        .map(|letter| match letter {
+            '&' | '<' | '>' | '"' | '\'' => format!("&#{};", u32::from(letter)),
+            ' '..='~' => letter.to_string(),
+            letter if letter.is_control() => " ".to_owned(),
+            letter => format!("&#{};", u32::from(letter)),
+        })
+        .collect()
+}
+
+/// Pixels a centimetre, as exactly as a fraction of 32 bits tells it.
+fn resolution(microns_per_pixel: f64) -> Option<(ResolutionUnit, Rational)> {
+    let per_centimetre = 10_000.0 / microns_per_pixel;
+    let denominator = [1_000_000, 1_000, 1]
+        .into_iter()
+        .find(|denominator| per_centimetre * f64::from(*denominator) < f64::from(u32::MAX))?;
+    let numerator = (per_centimetre * f64::from(denominator)).round() as u32;
+    (numerator > 0).then_some((ResolutionUnit::Centimeter, Rational { n: numerator, d: denominator }))
 }

@@ -7,7 +7,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use mdm_train::metrics::{
-    Connectivity, Foreground, ObjectOverlap, Scores, UNLABELLED, class_iou, components,
+    Connectivity, Foreground, ObjectOverlap, Scores, UNLABELLED, class_iou, components, regions,
 };
 use proptest::prelude::*;
 use support::Golden;
@@ -53,6 +53,27 @@ fn golden_measures() {
         }
         assert!((iou.mean - f64::from(golden.floats("multi.miou")[0])).abs() < 1e-7);
     }
+}
+
+#[test]
+fn regions_are_apart_where_values_differ() {
+    let values = [1u8, 1, 2, 0, 1, 2, 2, 0, 0, 0, 0, 1];
+    let found = regions(&values, 4, Connectivity::Eight).unwrap();
+    assert_eq!(found.labels, [1, 1, 2, 0, 1, 2, 2, 0, 0, 0, 0, 3]);
+    assert_eq!(found.count, 3);
+}
+
+#[test]
+fn numbered_objects_that_touch_are_compared_one_by_one() {
+    let classes = [1, 1, 1, 1, 0, 255];
+    let (two, one) = ([1, 1, 2, 2, 0, 0], [1, 1, 1, 1, 0, 3]);
+    let same = Scores::of_objects((&classes, &two), (&classes, &two)).unwrap();
+    assert_eq!((same.aji, same.object_dice, same.dice), (1.0, 1.0, 1.0));
+    // What is predicted where nothing is labelled does not count.
+    let merged = Scores::of_objects((&[1, 1, 1, 1, 0, 1], &one), (&classes, &two)).unwrap();
+    assert_eq!(merged.dice, 1.0);
+    assert_eq!(merged.aji, 0.5);
+    assert!(Scores::of_objects((&classes, &two[1..]), (&classes, &two)).is_err());
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
-use mdm::Control;
 use mdm::model::{Model, Save, StoredType};
 use mdm::segment::{FeatureOptions, SegmentOptions, Segmenter};
+use mdm::{CancelToken, Control};
 use mdm_train::fit::FitOptions;
 use mdm_train::metrics::Scores;
 use serde::Serialize;
@@ -16,9 +16,9 @@ use crate::demo::{Field, draw_nuclei, scribble};
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::Result;
 use crate::files::{stage, writable_folder, write_file};
-use crate::labelled::Pair;
+use crate::labelled::{LabelArguments, Pair};
 use crate::output::{print, print_json};
-use mdm_images::{UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
+use mdm_images::{ReadOptions, UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
 
 const EXAMPLES: &str = "\
 Draws a microscope image of fluorescent nuclei and labels a few spots and strokes on it, fits a model to them with the backbone that comes with mdm, and segments a second image, whose truth is known. It leaves in DIR
@@ -92,7 +92,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
     let labelled = draw_nuclei(2 * arguments.seed, LABELLED.0, LABELLED.0, LABELLED.1);
     let labels = scribble(&labelled, arguments.seed, SPOTS, STROKES);
-    let pair = Pair { image: folder.join("labelled.png"), labels: folder.join("labels.png") };
+    let pair = Pair {
+        image: folder.join("labelled.png"),
+        labels: folder.join("labels.png"),
+        reading: LabelArguments::default(),
+    };
     write_field(&pair.image, &labelled)?;
     write_classes(&pair.labels, &labelled, &labels)?;
     let unknown = draw_nuclei(2 * arguments.seed + 1, SEGMENTED.0, SEGMENTED.0, SEGMENTED.1);
@@ -110,13 +114,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         classes: classes(&["background".to_owned(), "nucleus".to_owned()], 2),
         features: FeatureOptions::default(),
         options: FitOptions { ensemble: HEADS, held_out: false, ..FitOptions::default() },
+        reading: ReadOptions::default(),
+        token: &CancelToken::new(),
     }
     .run()?
     .model;
     model.save(&folder.join("model.safetensors"), Save { backbone: Some(StoredType::AsIs), heads: true })?;
     let fit_seconds = fit_began.elapsed().as_secs_f64();
 
-    let image = read_image(&image_file)?;
+    let image = read_image(&image_file, &ReadOptions::default())?;
     let mut segmenter = Segmenter::new(&model, &device, SegmentOptions::default())?;
     let result = segmenter.segment(&image.view()?, &Control::none())?;
     write_classes(&folder.join("mask.png"), &unknown, &result.labels)?;

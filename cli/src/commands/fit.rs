@@ -6,33 +6,38 @@ use clap::Args;
 use mdm::IntensityRange;
 use mdm::model::{Class, Model, Save, StoredType};
 use mdm::segment::FeatureOptions;
-use mdm::{Control, Device, Error};
+use mdm::segment::rescale::scale_between;
+use mdm::{CancelToken, Control, Device, Error};
 use mdm_train::fit::{
     FitOptions, FitReport, HeadDevice, HeldOutPart, ImageWarning, LabelledImage, LabelledImages, PixelScores,
     collect, fit_collected,
 };
 use serde::Serialize;
 
+use super::tune::{self, TuneArguments};
 use crate::arguments::{ConfigurationArguments, FeatureArguments, microns, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
-use crate::error::{CliError, Result};
+use crate::error::{CliError, Result, usage};
 use crate::files::writable_file;
 use crate::intensities::{IntensityWarnings, RANGE_HELP};
-use crate::labelled::{Census, Pair, pairs};
+use crate::interruption::interruption;
+use crate::labelled::{Census, LabelArguments, Pair, pairs};
 use crate::model::open_model;
-use crate::output::{print, print_json};
+use crate::output::{lossy, print, print_json};
+use crate::planes::{ImageNotes, PlaneArguments, stated_by_file};
 use crate::progress::StepProgress;
-use mdm_images::Image;
+use mdm_images::{Image, ReadOptions};
 
 const EXAMPLES: &str = "\
-Labels are PNG files named like their image (cells-1.tif: cells-1.png), whose pixels are class indices: 0 (usually background), 1, 2 ... and 255 where nothing is labelled. A few strokes in each class are enough to begin with.
+Labels are PNG or TIFF files named like their image (cells-1.tif: cells-1.png, or cells-1_mask.png, _label, _seg and the like), whose pixels are class indices: 0 (usually background), 1, 2 ... and 255 or transparent where nothing is labelled. A few strokes in each class are enough to begin with. Masks that number objects take --objects, drawings in colours --label-colours.
 
 The backbone describes the pixels and stays as it is; what is fitted are small networks, the heads, that tell the classes apart. The model file holds both (heads alone with --heads-only) and is what `mdm segment --model` takes.
 
 Examples:
   mdm fit --backbone nuclei.safetensors --images images/ --labels labels/ -o my-cells.safetensors
   mdm fit --backbone nuclei.safetensors --images images/ --labels scribbles/ --mpp 0.32 \\
-          --classes background,nucleus,debris --ensemble 10 -o my-cells.safetensors";
+          --classes background,nucleus,debris --ensemble 10 -o my-cells.safetensors
+  mdm fit --backbone nuclei.safetensors --images images/ --labels instances/ --objects=rim -o nuclei-apart.safetensors";
 
 #[derive(Args, Debug)]
 #[command(after_help = format!("{EXAMPLES}\n\n{RANGE_HELP}\n\n{CACHE_HELP}"))]
@@ -45,9 +50,12 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
     images: Vec<PathBuf>,
 
-    /// Label PNGs: a folder, or the file for a single image
+    /// Label files: a folder, or the file for a single image
     #[arg(long, value_name = "PATH")]
     labels: PathBuf,
+
+    #[command(flatten)]
+    reading: LabelArguments,
 
     /// Model file to write
     #[arg(short, long = "output", value_name = "FILE")]
@@ -91,6 +99,12 @@ pub(crate) struct Arguments {
     no_held_out: bool,
 
     #[command(flatten)]
+    tune: TuneArguments,
+
+    #[command(flatten)]
+    planes: PlaneArguments,
+
+    #[command(flatten)]
     features: FeatureArguments,
 
     /// Windows at a time: more may be faster and take more memory [default: 1 on the host, up to 16 on a GPU]
@@ -112,23 +126,29 @@ pub(crate) struct Job<'a> {
     pub(crate) classes: Vec<Class>,
     pub(crate) features: FeatureOptions,
     pub(crate) options: FitOptions,
+    /// What is read of the images.
+    pub(crate) reading: ReadOptions,
+    /// Stops it.
+    pub(crate) token: &'a CancelToken,
 }
 
 impl Job<'_> {
     /// Takes the features of the labelled pixels, then fits heads on them.
     pub(crate) fn run(self) -> Result<FitReport> {
-        let Self { backbone, device, pairs, classes, features, options } = self;
-        let mut images = Pairs { pairs, current: None };
+        let Self { backbone, device, pairs, classes, features, options, reading, token } = self;
         let progress = StepProgress::new("windows");
+        let notes = ImageNotes::for_fitting(backbone.metadata().microns_per_pixel);
+        let mut images =
+            Pairs { pairs, backbone, reading: &reading, notes, progress: &progress, current: None };
         let report = |step| progress.report(step);
-        let control = Control::none().with_progress(&report);
+        let control = Control::none().with_progress(&report).with_cancel(token);
         let collected =
             collect(backbone, device, &mut images, Some(classes.len()), &features, &options, &control);
         progress.finish();
         let collected = collected?;
         let progress = StepProgress::new("steps");
         let report = |step| progress.report(step);
-        let control = Control::none().with_progress(&report);
+        let control = Control::none().with_progress(&report).with_cancel(token);
         let fitted = fit_collected(backbone, device, &collected, classes, &features, &options, &control);
         progress.finish();
         Ok(fitted?)
@@ -138,6 +158,10 @@ impl Job<'_> {
 /// Labelled images, of which one is in memory.
 struct Pairs<'a> {
     pairs: &'a [Pair],
+    backbone: &'a Model,
+    reading: &'a ReadOptions,
+    notes: ImageNotes,
+    progress: &'a StepProgress,
     current: Option<(Image, Vec<u8>)>,
 }
 
@@ -152,11 +176,18 @@ impl LabelledImages for Pairs<'_> {
             .get(index)
             .ok_or_else(|| Error::invalid("images", format!("there is no image {index}")))?;
         self.current = None;
-        let read = pair.read().map_err(|error| match error {
+        let read = pair.read(self.reading).map_err(|error| match error {
             CliError::Library(error) => error,
             other => Error::Image(other.to_string()),
         })?;
         let (image, labels) = self.current.insert(read);
+        self.progress.suspend(|| self.notes.look(&pair.image, image));
+        scale_between(image.microns_per_pixel, self.backbone.metadata().microns_per_pixel).map_err(
+            |error| match stated_by_file(error, image, self.reading.microns_per_pixel) {
+                Error::Image(reason) => Error::Image(format!("{}: {reason}", pair.image.display())),
+                other => other,
+            },
+        )?;
         Ok(LabelledImage {
             name: pair.image.to_string_lossy(),
             image: image.view()?,
@@ -169,6 +200,7 @@ impl LabelledImages for Pairs<'_> {
 
 #[derive(Serialize)]
 struct Report<'a> {
+    #[serde(serialize_with = "lossy")]
     model: &'a Path,
     images: usize,
     classes: Vec<ClassReport>,
@@ -201,17 +233,51 @@ struct ClassReport {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let pairs = pairs(&arguments.images, &arguments.labels)?;
+    check_names(&arguments.classes)?;
+    let pairs = pairs(&arguments.images, &arguments.labels, &arguments.reading)?;
     let census = Census::of(&pairs)?;
     let count = census.classes(&arguments.classes)?;
+    let names = match arguments.reading.objects {
+        Some(objects) if arguments.classes.is_empty() => {
+            objects.names().iter().map(|name| (*name).to_owned()).collect()
+        }
+        _ => arguments.classes.clone(),
+    };
     writable_file(&arguments.output)?;
     let backbone = open_model(&arguments.backbone, None, &arguments.configuration)?;
+    arguments.planes.check(backbone.metadata().unet.in_channels)?;
     let device = arguments.device.open()?;
+    if arguments.tune.tune {
+        let reading = arguments.planes.options(arguments.mpp);
+        let progress = StepProgress::new("images");
+        let notes = ImageNotes::for_fitting(backbone.metadata().microns_per_pixel);
+        return arguments.tune.run(tune::Job {
+            backbone: &backbone,
+            device: &device,
+            images: &mut Pairs {
+                pairs: &pairs,
+                backbone: &backbone,
+                reading: &reading,
+                notes,
+                progress: &progress,
+                current: None,
+            },
+            classes: classes(&names, count),
+            mpp: arguments.mpp,
+            range: arguments.range.clone(),
+            features: arguments.features.config(backbone.metadata()),
+            seed: arguments.seed,
+            balance: arguments.balance,
+            held_out: !arguments.no_held_out,
+            output: &arguments.output,
+            json: arguments.json,
+        });
+    }
     let fitted = Job {
         backbone: &backbone,
         device: &device,
         pairs: &pairs,
-        classes: classes(&arguments.classes, count),
+        classes: classes(&names, count),
         features: feature_options(arguments, &backbone),
         options: FitOptions {
             ensemble: arguments.ensemble,
@@ -220,8 +286,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             held_out: !arguments.no_held_out,
             ..FitOptions::default()
         },
+        reading: arguments.planes.options(arguments.mpp),
+        token: &interruption("stopping"),
     }
-    .run()?;
+    .run()
+    .map_err(|error| match error {
+        CliError::Library(Error::Cancelled) => {
+            CliError::Interrupted("interrupted; no model was written".to_owned())
+        }
+        error => error,
+    })?;
     let mut warnings = IntensityWarnings::default();
     for ImageWarning { image, warning } in &fitted.warnings {
         warnings.add(image, warning);
@@ -260,6 +334,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         used: UsedDevice::of(&device),
     };
     if arguments.json { print_json(&report) } else { print(&in_words(&report)) }
+}
+
+/// Refuses names of classes that are empty or the same.
+pub(crate) fn check_names(names: &[String]) -> Result<()> {
+    for (index, name) in names.iter().enumerate() {
+        if name.trim().is_empty() {
+            return Err(usage(format!(
+                "--classes: the name of class {index} is empty; write for example cell,debris"
+            )));
+        }
+        if names[..index].contains(name) {
+            return Err(usage(format!("--classes: {name} is named twice; classes need names of their own")));
+        }
+    }
+    Ok(())
 }
 
 /// Classes by their names, or by default ones.

@@ -8,7 +8,7 @@ use mdm::model::{Head, Model, Save, StoredType};
 use mdm_images::same_place;
 
 use crate::arguments::{ConfigurationArguments, FeatureArguments, microns};
-use crate::commands::fit::classes;
+use crate::commands::fit::{check_names, classes};
 use crate::commands::info::describe;
 use crate::error::{CliError, Result, usage};
 use crate::files::writable_file;
@@ -91,6 +91,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(input) = arguments.inputs.iter().find(|input| same_place(input, &arguments.output)) {
         return Err(usage(format!("{}: is input and output; choose another name with -o", input.display())));
     }
+    check_names(&arguments.classes)?;
     writable_file(&arguments.output)?;
     let model = with_settings(assembled(arguments)?, arguments)?;
     tell_assumptions(&model);

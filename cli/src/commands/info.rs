@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::arguments::ConfigurationArguments;
 use crate::error::Result;
 use crate::model::open_backbone;
-use crate::output::{print, print_json};
+use crate::output::{lossy, print, print_json};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,6 +35,7 @@ pub(crate) struct Arguments {
 /// What is said about a model file.
 #[derive(Serialize)]
 pub(crate) struct Report {
+    #[serde(serialize_with = "lossy")]
     file: PathBuf,
     file_bytes: u64,
     /// Of the backbone.

@@ -8,29 +8,34 @@ use mdm::IntensityRange;
 use mdm::intensity::{IntensityWarning, Limits};
 use mdm::plan::Combine;
 use mdm::segment::{Scaling, SegmentOptions, Segmenter};
-use mdm::{Control, Error};
+use mdm::{CancelToken, Control, Error};
 use serde::Serialize;
 
 use crate::arguments::{ConfigurationArguments, microns, part, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result, usage, warn};
-use crate::files::distinct_stems;
+use crate::files::unusable_input;
 use crate::intensities::{IntensityWarnings, RANGE_HELP};
+use crate::interruption::interruption;
 use crate::model::open_model;
-use crate::output::{print, print_json};
-use crate::outputs::{Outputs, Wanted};
+use crate::output::{lossy, print, print_json};
+use crate::outputs::{Classes, Outputs, Present, Wanted, distinct};
+use crate::planes::{ImageNotes, PlaneArguments, stated_by_file};
 use crate::progress::ItemProgress;
-use mdm_images::{expand, read_image, same_place};
+use crate::provenance::{Maker, Provenance};
+use mdm_images::{ImageFile, ReadOptions, expand, read_image, same_place};
 
 const EXAMPLES: &str = "\
-Reads PNG, JPEG, TIFF (the first page) and BMP files, grey or colour, 8 or 16 bit. For each image NAME.* it writes
+Reads PNG, JPEG, TIFF and BMP files, grey or colour, of all types of numbers. For each image NAME.* it writes
 
   DIR/NAME.png                  labels: the index of the class of each pixel (looks black)
   DIR/overlays/NAME.png         the image with the classes outlined, to look at
-  DIR/probabilities/NAME.tif    with --probabilities: one 32-bit page a class
+  DIR/probabilities/NAME.tif    with --probabilities: one 32-bit page a class (OME-TIFF, named channels)
   DIR/uncertainty/NAME.tif      with --uncertainty: how much the heads disagree (0: not at all)
 
-Images that have all their files are skipped. A file that cannot be read is reported and the others are segmented; the exit code is 1 then.
+With --recursive, the subfolders of the images are kept below each of these.
+
+Images that have all their files are skipped; those whose files are of another model or image, were made with other settings or are cut short are segmented again (labels that do not say what made them, for example corrected ones, are kept). A file that cannot be read is reported and the others are segmented; the exit code is 1 then.
 
 If the model knows its pixel size, images are brought to it: their own pixel size is --mpp, or what the file says (OME-TIFF, ImageJ, Aperio, resolution tags; screen and print resolutions of 20 um per pixel or coarser are ignored).
 
@@ -70,7 +75,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     recursive: bool,
 
-    /// Segment again what has been segmented, for example with another model
+    /// Segment again whatever is there
     #[arg(long)]
     force: bool,
 
@@ -112,6 +117,9 @@ pub(crate) struct Arguments {
     batch: Option<usize>,
 
     #[command(flatten)]
+    planes: PlaneArguments,
+
+    #[command(flatten)]
     device: DeviceArguments,
 
     #[command(flatten)]
@@ -125,6 +133,8 @@ enum Outcome {
     Done {
         #[serde(flatten)]
         files: Outputs,
+        /// Whether it replaces files of another model, image or settings, or damaged ones.
+        replaced: bool,
         width: usize,
         height: usize,
         /// Micrometres, where they are known.
@@ -149,6 +159,7 @@ enum Outcome {
 
 #[derive(Serialize)]
 struct ImageReport {
+    #[serde(serialize_with = "lossy")]
     input: PathBuf,
     #[serde(flatten)]
     outcome: Outcome,
@@ -158,6 +169,8 @@ struct ImageReport {
 struct Summary {
     done: usize,
     skipped: usize,
+    /// Of those done, the ones that replace files of another model, image or settings, or damaged ones.
+    replaced: usize,
     failed: usize,
     windows: usize,
     seconds: f64,
@@ -174,20 +187,38 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let (files, unusable) = expand(&arguments.inputs, arguments.recursive, Some(output));
     let mut images: Vec<ImageReport> = Vec::new();
     for unusable in unusable {
-        eprintln!("error: {}: {}", unusable.input.display(), unusable.reason);
+        eprintln!("error: {}", unusable_input(&unusable));
         images
             .push(ImageReport { input: unusable.input, outcome: Outcome::Failed { error: unusable.reason } });
     }
     if files.is_empty() {
         return Err(CliError::Failed("there is nothing to segment".to_owned()));
     }
-    distinct_stems(&files)?;
+    let wanted = Wanted {
+        overlay: !arguments.no_overlay,
+        probabilities: arguments.probabilities,
+        uncertainty: arguments.uncertainty,
+    };
+    let targets: Vec<Outputs> = files.iter().map(|file| Outputs::of(file, output, wanted)).collect();
+    distinct(&files, &targets)?;
     check_apart(&files, output)?;
     let model = open_model(&arguments.model, arguments.backbone.as_deref(), &arguments.configuration)?;
     let device = arguments.device.open()?;
+    let options = options(arguments);
+    arguments.planes.check(model.metadata().unet.in_channels)?;
+    let range = arguments.range.as_ref().map_or_else(|| "model".to_owned(), ToString::to_string);
+    let settings = format!(", range {range}{}", arguments.planes.settings());
+    let maker = Maker::new(&model, &options, &settings)?;
+    let classes = &model.metadata().classes;
     let mut work = Work {
-        segmenter: Segmenter::new(&model, &device, options(arguments))?,
-        colours: model.metadata().classes.iter().map(|class| class.colour).collect(),
+        segmenter: Segmenter::new(&model, &device, options)?,
+        classes: Classes {
+            names: classes.iter().map(|class| class.name.clone()).collect(),
+            colours: classes.iter().map(|class| class.colour).collect(),
+        },
+        reading: arguments.planes.options(arguments.mpp),
+        notes: ImageNotes::for_segmenting(),
+        token: interruption("stopping after what was begun"),
         progress: ItemProgress::new(files.len()),
         unknown_scale: 0,
         intensities: IntensityWarnings::default(),
@@ -195,25 +226,29 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.mpp.is_some() && model.metadata().microns_per_pixel.is_none() {
         warn("the model does not know at what pixel size it was fitted: --mpp changes nothing");
     }
-    let wanted = Wanted {
-        overlay: !arguments.no_overlay,
-        probabilities: arguments.probabilities,
-        uncertainty: arguments.uncertainty,
-    };
     Outputs::prepare(output, wanted)?;
 
     let began = Instant::now();
-    for (index, input) in files.into_iter().enumerate() {
+    let (mut unsaid, mut left) = (0, files.len());
+    for (index, (ImageFile { path: input, .. }, targets)) in files.into_iter().zip(targets).enumerate() {
         work.progress.begin(index);
-        let targets = Outputs::of(&input, output, wanted);
-        let outcome = if targets.done() && !arguments.force {
-            Outcome::Skipped { files: targets }
-        } else {
-            work.segment(&input, targets, arguments.mpp)?
-        };
-        images.push(ImageReport { input, outcome });
+        let outcome = work.outcome(&input, targets, &maker, arguments.force, &mut unsaid);
+        if matches!(outcome, Err(CliError::Library(Error::Cancelled))) {
+            break;
+        }
+        images.push(ImageReport { input, outcome: outcome? });
+        left -= 1;
+        if work.token.is_cancelled() {
+            break;
+        }
     }
     work.progress.finish();
+    if unsaid > 0 {
+        warn(format!(
+            "{unsaid} label files in {} do not say what made them and were kept (--force replaces them)",
+            output.display()
+        ));
+    }
     if work.unknown_scale > 0
         && let Some(microns) = model.metadata().microns_per_pixel
     {
@@ -229,6 +264,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         print_json(&summary)?;
     } else {
         print(&summary.in_words(output))?;
+    }
+    if left > 0 {
+        return Err(CliError::Interrupted(
+            "interrupted; the same command goes on where it stopped".to_owned(),
+        ));
     }
     if summary.failed == 0 { Ok(()) } else { Err(summary.failures()) }
 }
@@ -250,15 +290,16 @@ fn options(arguments: &Arguments) -> SegmentOptions {
 }
 
 /// Labels are named like their images: in one folder they would replace them, or be taken for images later.
-fn check_apart(files: &[PathBuf], output: &Path) -> Result<()> {
-    let in_output = |file: &&PathBuf| {
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+fn check_apart(files: &[ImageFile], output: &Path) -> Result<()> {
+    let in_output = |file: &&ImageFile| {
+        let folder =
+            file.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         same_place(folder, output)
     };
     match files.iter().find(in_output) {
         Some(file) => Err(usage(format!(
             "{}: lies in the output folder, where its labels would get in its way; choose another folder with -o",
-            file.display()
+            file.path.display()
         ))),
         None => Ok(()),
     }
@@ -266,7 +307,11 @@ fn check_apart(files: &[PathBuf], output: &Path) -> Result<()> {
 
 struct Work {
     segmenter: Segmenter,
-    colours: Vec<[u8; 3]>,
+    classes: Classes,
+    /// With the size of all images' pixels, if the command line says so.
+    reading: ReadOptions,
+    notes: ImageNotes,
+    token: CancelToken,
     progress: ItemProgress,
     /// Images whose pixel size nobody knows.
     unknown_scale: usize,
@@ -274,25 +319,57 @@ struct Work {
 }
 
 impl Work {
-    /// Segments one image. What is wrong with the image is an outcome; an error ends the whole command.
-    fn segment(&mut self, input: &Path, files: Outputs, mpp: Option<f64>) -> Result<Outcome> {
-        let fail = |error: String| {
-            self.progress.suspend(|| eprintln!("error: {error}"));
-            Ok(Outcome::Failed { error })
+    /// Segments one image unless that was done. What is wrong with the image is an outcome; an error ends the whole command.
+    fn outcome(
+        &mut self,
+        input: &Path,
+        files: Outputs,
+        maker: &Maker,
+        force: bool,
+        unsaid: &mut usize,
+    ) -> Result<Outcome> {
+        let provenance = match maker.of(input) {
+            Ok(provenance) => provenance,
+            Err(error) => return Ok(self.failed(error.to_string())),
         };
-        let image = match read_image(input) {
-            Ok(image) => image,
-            Err(error) => return fail(error.to_string()),
-        };
-        if image.more_pages {
-            self.progress.suspend(|| warn(format!("{}: only its first page is segmented", input.display())));
+        let present = files.present(&provenance);
+        if !force && matches!(present, Present::Done | Present::Unsaid) {
+            *unsaid += usize::from(present == Present::Unsaid);
+            return Ok(Outcome::Skipped { files });
         }
+        self.segment(input, files, &provenance, matches!(present, Present::Stale | Present::Damaged))
+    }
+
+    fn failed(&self, error: String) -> Outcome {
+        self.progress.suspend(|| eprintln!("error: {error}"));
+        Outcome::Failed { error }
+    }
+
+    fn segment(
+        &mut self,
+        input: &Path,
+        files: Outputs,
+        provenance: &Provenance,
+        replaced: bool,
+    ) -> Result<Outcome> {
+        let image = match read_image(input, &self.reading) {
+            Ok(image) => image,
+            Err(error) => return Ok(self.failed(error.to_string())),
+        };
+        self.progress.suspend(|| self.notes.look(input, &image));
         let report = |progress: mdm::Progress| self.progress.windows(progress.done, progress.total);
-        let control = Control::none().with_progress(&report);
+        let control = Control::none().with_progress(&report).with_cancel(&self.token);
         let result = match image.view().and_then(|view| self.segmenter.segment(&view, &control)) {
             Ok(result) => result,
+            // The command line's fault, and every image's.
+            Err(error @ Error::Invalid { what: "microns per pixel", .. })
+                if self.reading.microns_per_pixel.is_some() =>
+            {
+                return Err(error.into());
+            }
             Err(error @ (Error::Image(_) | Error::Invalid { .. } | Error::OutOfMemory(_))) => {
-                return fail(format!("{}: {error}", input.display()));
+                let error = stated_by_file(error, &image, self.reading.microns_per_pixel);
+                return Ok(self.failed(format!("{}: {error}", input.display())));
             }
             Err(error) => return Err(error.into()),
         };
@@ -303,12 +380,14 @@ impl Work {
                 self.intensities.add(&input.to_string_lossy(), warning);
             }
         }
-        files.write(&image, &result, &self.colours)?;
+        let microns = image.microns_per_pixel;
+        files.write(&image, &result, &self.classes, microns, provenance)?;
         Ok(Outcome::Done {
             files,
+            replaced,
             width: result.width,
             height: result.height,
-            microns_per_pixel: mpp.or(image.microns_per_pixel),
+            microns_per_pixel: microns,
             scale: result.report.scale,
             windows: result.report.windows,
             intensity_limits: result.report.intensities.limits,
@@ -331,6 +410,7 @@ impl Summary {
         let mut summary = Self {
             done: 0,
             skipped: 0,
+            replaced: 0,
             failed: 0,
             windows: 0,
             seconds,
@@ -342,8 +422,9 @@ impl Summary {
         };
         for image in &images {
             match &image.outcome {
-                Outcome::Done { windows, .. } => {
+                Outcome::Done { windows, replaced, .. } => {
                     summary.done += 1;
+                    summary.replaced += usize::from(*replaced);
                     summary.windows += windows;
                 }
                 Outcome::Skipped { .. } => summary.skipped += 1,
@@ -359,6 +440,12 @@ impl Summary {
         let mut text = format!("{} images segmented into {}", self.done, output.display());
         if self.done > 0 {
             text += &format!(" in {:.1} s, {:.2} windows/s", self.seconds, self.windows_per_second);
+        }
+        if self.replaced > 0 {
+            text += &format!(
+                "; {} of them had results of another model, image or settings, or damaged ones, which were replaced",
+                self.replaced
+            );
         }
         if self.skipped > 0 {
             text += &format!("; {} were done before and skipped (--force segments them again)", self.skipped);

@@ -13,6 +13,8 @@ use mdm_train::pretrain::Checkpoint;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, failed, usage};
+use crate::files::unusable_input;
+use crate::planes::PlaneArguments;
 use mdm_images::expand;
 
 pub(crate) use folder::RunFolder;
@@ -35,6 +37,8 @@ pub(crate) struct Notes {
     pub(crate) recursive: bool,
     /// Size of all images' pixels in micrometres, whatever the files say.
     pub(crate) mpp: Option<f64>,
+    /// What is read of files that hold several planes.
+    pub(crate) planes: PlaneArguments,
     /// The backbone that the run started from.
     pub(crate) init: Option<PathBuf>,
     pub(crate) watching: Watching,
@@ -58,11 +62,11 @@ impl Notes {
         }
         let (files, unusable) = expand(&inputs, self.recursive, None);
         match unusable.first() {
-            Some(unusable) => Err(usage(format!("{}: {}", unusable.input.display(), unusable.reason))),
+            Some(unusable) => Err(usage(unusable_input(unusable))),
             None if files.is_empty() => {
                 Err(usage("there are no images: name folders, files, patterns or a --list"))
             }
-            None => Ok(files),
+            None => Ok(files.into_iter().map(|file| file.path).collect()),
         }
     }
 

@@ -133,14 +133,15 @@ pub(super) unsafe fn images_of(images: *const mdm_training_images) -> Result<Arc
         let path = unsafe { utf8(given.paths.wrapping_add(index).read_unaligned(), "a path") }?;
         inputs.push(PathBuf::from(path));
     }
-    let (paths, unusable) = mdm_images::expand(&inputs, true, None);
+    let (files, unusable) = mdm_images::expand(&inputs, true, None);
     if let Some(unusable) = unusable.first() {
         let (input, reason) = (unusable.input.display(), &unusable.reason);
         return Err(Failure::argument(format!("paths: {input}: {reason}")));
     }
-    if paths.is_empty() {
+    if files.is_empty() {
         return Err(Failure::argument("paths: there is no image in them"));
     }
+    let paths = files.into_iter().map(|file| file.path).collect();
     Ok(Arc::new(FileImages::new(paths).with_microns_per_pixel(microns)))
 }
 

@@ -11,10 +11,10 @@ pub enum Connectivity {
     Eight,
 }
 
-/// The components of a mask.
+/// The components of a mask, or the regions of a label image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Components {
-    /// 0 outside the mask, else the component's number from 1 on, in the order of their first pixels.
+    /// 0 outside, else the component's number from 1 on, in the order of their first pixels.
     pub labels: Vec<u32>,
     /// Number of components.
     pub count: u32,
@@ -25,20 +25,33 @@ pub struct Components {
 /// # Errors
 /// [`Error::Invalid`] where the mask is not a whole number of rows, or has 2^32 pixels or more.
 pub fn components(mask: &[bool], width: usize, connectivity: Connectivity) -> Result<Components> {
-    if mask.is_empty() {
+    regions(mask, width, connectivity)
+}
+
+/// Finds the connected regions of equal values in a row-major image of `width` columns; the default value (0, false) is outside.
+///
+/// # Errors
+/// As [`components`].
+pub fn regions<T: Copy + Default + PartialEq>(
+    values: &[T],
+    width: usize,
+    connectivity: Connectivity,
+) -> Result<Components> {
+    if values.is_empty() {
         return Ok(Components { labels: Vec::new(), count: 0 });
     }
-    if width == 0 || !mask.len().is_multiple_of(width) {
-        return Err(Error::invalid("width", format!("{} pixels are no rows of {width}", mask.len())));
+    if width == 0 || !values.len().is_multiple_of(width) {
+        return Err(Error::invalid("width", format!("{} pixels are no rows of {width}", values.len())));
     }
-    if u32::try_from(mask.len()).is_err() {
-        return Err(Error::invalid("image", format!("{} pixels are too many to label", mask.len())));
+    if u32::try_from(values.len()).is_err() {
+        return Err(Error::invalid("image", format!("{} pixels are too many to label", values.len())));
     }
-    let mut labels = vec![0_u32; mask.len()];
+    let mut labels = vec![0_u32; values.len()];
     // `parents[label]` is a smaller label of the same component, or the label itself.
     let mut parents = vec![0_u32];
-    for at in 0..mask.len() {
-        if !mask[at] {
+    for at in 0..values.len() {
+        let value = values[at];
+        if value == T::default() {
             continue;
         }
         let column = at % width;
@@ -51,9 +64,10 @@ pub fn components(mask: &[bool], width: usize, connectivity: Connectivity) -> Re
             (right && at >= width).then(|| at - width + 1),
         ];
         let mut label = 0;
-        for neighbour in neighbours.into_iter().flatten().map(|neighbour| labels[neighbour]) {
-            if neighbour > 0 {
-                label = if label == 0 { neighbour } else { join(&mut parents, label, neighbour) };
+        for neighbour in neighbours.into_iter().flatten() {
+            if values[neighbour] == value {
+                let known = labels[neighbour];
+                label = if label == 0 { known } else { join(&mut parents, label, known) };
             }
         }
         if label == 0 {

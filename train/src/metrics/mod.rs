@@ -12,7 +12,7 @@ use mdm::{Error, Result};
 use serde::Serialize;
 
 pub use classes::{ClassIou, class_iou};
-pub use components::{Components, Connectivity, components};
+pub use components::{Components, Connectivity, components, regions};
 pub use foreground::Foreground;
 pub use objects::ObjectOverlap;
 
@@ -44,18 +44,35 @@ impl Scores {
     /// # Errors
     /// [`Error::Invalid`] where the images are not rows of `width` pixels each, or not of one size.
     pub fn of_classes(prediction: &[u8], truth: &[u8], width: usize) -> Result<Self> {
-        let shown = foreground_of(prediction, truth)?;
-        let wanted = foreground_of(truth, truth)?;
-        let shown_objects = components(&shown, width, Connectivity::Eight)?;
-        let wanted_objects = components(&wanted, width, Connectivity::Eight)?;
-        let objects = ObjectOverlap::new(&shown_objects.labels, &wanted_objects.labels)?;
+        let objects = |labels: &[u8]| {
+            let foreground = foreground_of(labels, truth)?;
+            Ok::<_, Error>(components(&foreground, width, Connectivity::Eight)?.labels)
+        };
+        Self::of_objects((prediction, &objects(prediction)?), (truth, &objects(truth)?))
+    }
+
+    /// Compares two class images whose objects are numbered: each is its classes and its objects' numbers, 0 where there is
+    /// none. Pixels whose true class is [`UNLABELLED`] are left out of both images; foreground and classes are those of
+    /// [`of_classes`](Self::of_classes).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the four are not of one size.
+    pub fn of_objects(prediction: (&[u8], &[u32]), truth: (&[u8], &[u32])) -> Result<Self> {
+        let shown = foreground_of(prediction.0, truth.0)?;
+        let wanted = foreground_of(truth.0, truth.0)?;
+        let compared = |objects: &[u32]| {
+            same_length(objects.len(), truth.0.len())?;
+            let known = |(&object, &label): (&u32, &u8)| if label == UNLABELLED { 0 } else { object };
+            Ok::<_, Error>(objects.iter().zip(truth.0).map(known).collect::<Vec<u32>>())
+        };
+        let objects = ObjectOverlap::new(&compared(prediction.1)?, &compared(truth.1)?)?;
         let foreground = Foreground::new(&shown, &wanted)?;
         Ok(Self {
             dice: foreground.dice(),
             iou: foreground.iou(),
             object_dice: objects.object_dice(),
             aji: objects.aji(),
-            mean_iou: class_iou(prediction, truth, Some(UNLABELLED))?.mean,
+            mean_iou: class_iou(prediction.0, truth.0, Some(UNLABELLED))?.mean,
         })
     }
 

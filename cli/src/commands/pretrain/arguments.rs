@@ -12,6 +12,7 @@ use crate::arguments::{NoiseArgument, microns, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, size};
 use crate::error::{Result, usage};
 use crate::intensities::RANGE_HELP;
+use crate::planes::PlaneArguments;
 use crate::training::Watching;
 
 const EXAMPLES: &str = "\
@@ -72,6 +73,9 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     pub(super) crops: CropArguments,
+
+    #[command(flatten)]
+    pub(super) planes: PlaneArguments,
 
     #[command(flatten)]
     pub(super) training: TrainingArguments,

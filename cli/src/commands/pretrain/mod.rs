@@ -19,6 +19,7 @@ use crate::device::UsedDevice;
 use crate::error::{CliError, Result, failed, usage, warn};
 use crate::intensities::IntensityWarnings;
 use crate::output::{print, print_json};
+use crate::planes::ImageNotes;
 use crate::training::{CHECKPOINT, Notes, RunFolder};
 
 #[derive(Serialize)]
@@ -80,6 +81,7 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         lists: absolutes(&arguments.list)?,
         recursive: arguments.recursive,
         mpp: arguments.crops.mpp,
+        planes: arguments.planes.clone(),
         init: arguments.network.init.clone(),
         watching: arguments.watching,
     };
@@ -100,6 +102,7 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
                 (before.inputs, before.lists, before.recursive || notes.recursive);
         }
         notes.mpp = notes.mpp.or(before.mpp);
+        notes.planes = notes.planes.or(before.planes);
         notes.init = before.init;
         notes.watching = notes.watching.or(before.watching);
         let recipe = arguments.change(checkpoint.recipe().clone(), ranks.count());
@@ -114,9 +117,15 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         None
     };
     let files = notes.files()?;
+    let scale = match &checkpoint {
+        Some(checkpoint) => checkpoint.recipe().crops.microns_per_pixel,
+        None => arguments.crops.train_mpp.or(arguments.crops.mpp),
+    };
+    let said = ImageNotes::for_training(scale);
     let images = Arc::new(
         FileImages::new(files)
-            .with_microns_per_pixel(notes.mpp)
+            .with_options(notes.planes.options(notes.mpp))
+            .with_observer(move |path, image| said.look(path, image))
             .with_capacity(usize::try_from(arguments.image_memory).unwrap_or(usize::MAX)),
     );
     if let Some(checkpoint) = &checkpoint
@@ -133,6 +142,11 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         }
         (None, None) => Start::New(arguments.change(arguments.recipe(None), ranks.count())),
     };
+    let inputs = match &start {
+        Start::Resume(checkpoint) => checkpoint.recipe().unet.in_channels,
+        Start::From(recipe, _) | Start::New(recipe) => recipe.unet.in_channels,
+    };
+    notes.planes.check(inputs)?;
     let count = images.count();
     let (examined, mut intensity_warnings) = (images.clone(), IntensityWarnings::default());
     let mut trainer = Trainer::among(ranks, &device, start, images)?;

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use mdm::{CancelToken, Control, Error};
+use mdm::{Control, Error};
 use mdm_train::pretrain::{PretrainError, StepReport, Trainer};
 use mdm_train::ranks::Ranks;
 
 use crate::error::{CliError, Result, failed, warn};
 use crate::files::write_file;
+use crate::interruption::interruption;
 use crate::progress::TrainingProgress;
 use crate::training::{Events, Interval, Line, Log, RunFolder, Sheet, Watching};
 
@@ -78,7 +79,7 @@ impl<'a> Run<'a> {
     /// Runs all steps, or up to an interruption. Whatever ends it, the folder has a good checkpoint afterwards, if it ever had
     /// one.
     pub(super) fn all_steps(mut self) -> Result<Outcome> {
-        let token = interruption();
+        let token = interruption("saving");
         let ended = self.steps(&Control::none().with_cancel(&token));
         self.tell_left_out();
         if let Some(records) = &self.records {
@@ -211,21 +212,4 @@ impl<'a> Run<'a> {
             other => other,
         }
     }
-}
-
-/// Raised by Ctrl-C and by being asked to terminate. The second time ends the process.
-fn interruption() -> CancelToken {
-    let token = CancelToken::new();
-    let raised = token.clone();
-    let set = ctrlc::set_handler(move || {
-        if raised.is_cancelled() {
-            std::process::exit(130);
-        }
-        eprintln!("saving; once more to stop at once");
-        raised.cancel();
-    });
-    if let Err(error) = set {
-        warn(format!("Ctrl-C will stop without saving: {error}"));
-    }
-    token
 }
