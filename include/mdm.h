@@ -32,18 +32,18 @@
 /* Initialisers: mdm_image image = MDM_IMAGE_INIT; */
 #define MDM_DEVICE_OPTIONS_INIT {sizeof(mdm_device_options), 0, 0, 0, NULL}
 #define MDM_DEVICE_INFO_INIT {sizeof(mdm_device_info), NULL, NULL, NULL, NULL, NULL, 0, 0, 0}
-#define MDM_MODEL_INFO_INIT {sizeof(mdm_model_info), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_MODEL_INFO_INIT {sizeof(mdm_model_info), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_CLASS_INFO_INIT {sizeof(mdm_class_info), NULL, 0, 0, 0, {0, 0, 0, 0, 0}}
 #define MDM_BLOCK_INFO_INIT {sizeof(mdm_block_info), 0, 0}
-#define MDM_SEGMENT_OPTIONS_INIT {sizeof(mdm_segment_options), 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_SEGMENT_OPTIONS_INIT {sizeof(mdm_segment_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_RESULT_SIZE_INIT {sizeof(mdm_result_size), 0, 0, 0, 0, 0, 0, 0}
-#define MDM_IMAGE_INIT {sizeof(mdm_image), NULL, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_IMAGE_INIT {sizeof(mdm_image), NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_RESULT_INIT {sizeof(mdm_result), NULL, 0, 0, NULL, 0, NULL, 0, 0, 0}
 #define MDM_RUN_INIT {sizeof(mdm_run), NULL, NULL, NULL}
-#define MDM_REPORT_INIT {sizeof(mdm_report), 0, 0, 0, 0, 0, 0, 0}
-#define MDM_SOURCE_INIT {sizeof(mdm_source), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, NULL, 0}
+#define MDM_REPORT_INIT {sizeof(mdm_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_SOURCE_INIT {sizeof(mdm_source), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0}
 #define MDM_SINK_INIT {sizeof(mdm_sink), NULL, NULL, 0, 0}
-#define MDM_FEATURE_OPTIONS_INIT {sizeof(mdm_feature_options), NULL, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_FEATURE_OPTIONS_INIT {sizeof(mdm_feature_options), NULL, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_FEATURES_INFO_INIT {sizeof(mdm_features_info), 0, 0, 0, 0}
 #define MDM_WINDOW_INFO_INIT {sizeof(mdm_window_info), 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_MAP_INIT {sizeof(mdm_map), NULL, 0, 0, 0, 0, 0, 0}
@@ -221,6 +221,11 @@ typedef struct {
 } mdm_device_info;
 
 /**
+ * How the stored values are found that the network sees as black and white. Values beyond them are clamped.
+ */
+typedef uint32_t mdm_range;
+
+/**
  * What a model says about itself. Strings are UTF-8, never NULL, and belong to the model.
  */
 typedef struct {
@@ -245,7 +250,7 @@ typedef struct {
      */
     double microns_per_pixel;
     /**
-     * Part of a window shared with its neighbour, in [0, 1).
+     * Part of a window shared with its neighbour, 0 to 0.95.
      */
     double overlap;
     /**
@@ -280,6 +285,30 @@ typedef struct {
      * What had to be assumed about the backbone; see mdm_model_assumption.
      */
     uint32_t assumptions;
+    /**
+     * The stored value that the network sees as black, or its percentile, as range says; of the first channel.
+     */
+    double range_low;
+    /**
+     * The stored value that the network sees as white, or its percentile.
+     */
+    double range_high;
+    /**
+     * The least stored value of the images that the heads were fitted on, but for rare ones; 0 and 0 where that is unknown.
+     */
+    double seen_low;
+    /**
+     * The largest stored value of the images that the heads were fitted on.
+     */
+    double seen_high;
+    /**
+     * How stored values become what the network sees: one of the MDM_RANGE constants but MDM_RANGE_AS_MODEL.
+     */
+    mdm_range range;
+    /**
+     * Always 0.
+     */
+    uint32_t reserved;
 } mdm_model_info;
 
 /**
@@ -331,7 +360,8 @@ typedef struct {
 } mdm_block_info;
 
 /**
- * What a pixel is made of. 16-bit and f32 samples have the machine's byte order; alpha is ignored. New formats may be appended.
+ * What a pixel is made of. Samples of more than 8 bits have the machine's byte order; alpha is ignored. New formats may be appended.
+ * The values given are what the network sees as black and white where nobody says otherwise; see mdm_range.
  */
 typedef uint32_t mdm_pixel_format;
 
@@ -385,6 +415,15 @@ typedef struct {
      * Size of a pixel in micrometres; 0 where it is unknown: then the image is used as it is.
      */
     double microns_per_pixel;
+    /**
+     * The stored value that stands for black, where the camera or the file says so, as 0 of 12 bits; 0 and 0 where nobody does.
+     * It counts with MDM_RANGE_DECLARED, which new models have.
+     */
+    double range_low;
+    /**
+     * The stored value that stands for white, as 4095 of 12 bits.
+     */
+    double range_high;
 } mdm_image;
 
 /**
@@ -522,7 +561,7 @@ typedef struct {
      */
     double microns_per_pixel;
     /**
-     * Part of a window shared with its neighbour, in (0, 1); 0 takes the model's, MDM_OVERLAP_NONE none.
+     * Part of a window shared with its neighbour, in (0, 0.95]; 0 takes the model's, MDM_OVERLAP_NONE none.
      */
     double overlap;
     /**
@@ -553,6 +592,22 @@ typedef struct {
      * Class that a class-conditional backbone is told, the same as when its heads were fitted; others ignore it.
      */
     uint32_t backbone_class;
+    /**
+     * With MDM_RANGE_FIXED the stored value that the network sees as black; with MDM_RANGE_PERCENTILE a percentage, in [0, 100).
+     */
+    double range_low;
+    /**
+     * With MDM_RANGE_FIXED the stored value that the network sees as white; with MDM_RANGE_PERCENTILE a percentage, up to 100.
+     */
+    double range_high;
+    /**
+     * One of the MDM_RANGE constants; 0, as the model says, is best for images like those that it was fitted on.
+     */
+    mdm_range range;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
 } mdm_segment_options;
 
 /**
@@ -599,6 +654,11 @@ typedef struct {
 typedef uint32_t mdm_scaling;
 
 /**
+ * What looks wrong about an image's values; bits that are combined by |. The log says it in words.
+ */
+typedef uint32_t mdm_intensity_warnings;
+
+/**
  * How a segmentation went.
  */
 typedef struct {
@@ -634,6 +694,30 @@ typedef struct {
      * Level of the source that was read; 0 for an image in memory.
      */
     uint32_t level;
+    /**
+     * The stored value that the network saw as black, the least of all channels.
+     */
+    double range_low;
+    /**
+     * The stored value that the network saw as white, the largest of all channels.
+     */
+    double range_high;
+    /**
+     * The least stored value, but for a hundredth of a percent.
+     */
+    double values_low;
+    /**
+     * The largest stored value, but for a hundredth of a percent.
+     */
+    double values_high;
+    /**
+     * What looks wrong about the values: bits of the MDM_INTENSITIES constants.
+     */
+    mdm_intensity_warnings intensity_warnings;
+    /**
+     * Always 0.
+     */
+    uint32_t reserved;
 } mdm_report;
 
 /**
@@ -688,7 +772,7 @@ typedef struct {
 
 /**
  * Reads a region in the source's format. It is called on the thread that called the library, tile by tile in rows of tiles,
- * from top to bottom and no tile twice. It must neither throw nor jump out.
+ * from top to bottom and no tile twice; where percentiles are needed, those of a level are read before. It must neither throw nor jump out.
  *
  * @param user_data as given in the mdm_source
  * @param region    what to read and where to put it; valid during the call
@@ -769,6 +853,23 @@ typedef struct {
      * Number of levels; 0 where levels is NULL.
      */
     size_t level_count;
+    /**
+     * The stored value that stands for black, where the camera or the file says so, as 0 of 12 bits; 0 and 0 where nobody does.
+     */
+    double range_low;
+    /**
+     * The stored value that stands for white, as 4095 of 12 bits.
+     */
+    double range_high;
+    /**
+     * 1 if regions can be read more than once. With MDM_RANGE_PERCENTILE the library looks at the whole image before: at a smaller
+     * level than the one that it segments, and where there is none, which needs this, at the same.
+     */
+    uint32_t rereadable;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
 } mdm_source;
 
 /**
@@ -879,7 +980,7 @@ typedef struct {
      */
     double microns_per_pixel;
     /**
-     * Part of a window shared with its neighbour, in (0, 1); 0 takes the model's, MDM_OVERLAP_NONE none.
+     * Part of a window shared with its neighbour, in (0, 0.95]; 0 takes the model's, MDM_OVERLAP_NONE none.
      */
     double overlap;
     /**
@@ -910,6 +1011,22 @@ typedef struct {
      * Must be 0.
      */
     uint32_t reserved;
+    /**
+     * With MDM_RANGE_FIXED the stored value that the network sees as black; with MDM_RANGE_PERCENTILE a percentage, in [0, 100).
+     */
+    double range_low;
+    /**
+     * With MDM_RANGE_FIXED the stored value that the network sees as white; with MDM_RANGE_PERCENTILE a percentage, up to 100.
+     */
+    double range_high;
+    /**
+     * One of the MDM_RANGE constants.
+     */
+    mdm_range range;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved_too;
 } mdm_feature_options;
 
 /**
@@ -1186,6 +1303,46 @@ typedef struct {
 #define MDM_PRECISION_BF16 3
 
 /**
+ * As the model says, which is how it was fitted. In options only.
+ */
+#define MDM_RANGE_AS_MODEL 0
+
+/**
+ * The range of the samples' type, whatever the image declares.
+ */
+#define MDM_RANGE_TYPE 1
+
+/**
+ * The range that the image declares, and that of its type where it declares none.
+ */
+#define MDM_RANGE_DECLARED 2
+
+/**
+ * range_low and range_high are the stored values, for all channels.
+ */
+#define MDM_RANGE_FIXED 3
+
+/**
+ * range_low and range_high are percentiles of the whole image, for each channel by itself; 0 and 0 stand for 1 and 99.8.
+ */
+#define MDM_RANGE_PERCENTILE 4
+
+/**
+ * They take up less than a sixteenth of their range: set another range.
+ */
+#define MDM_INTENSITIES_NARROW 1
+
+/**
+ * Many are outside the range, or outside of what the model was fitted on.
+ */
+#define MDM_INTENSITIES_OUTSIDE 2
+
+/**
+ * All pixels have the same value.
+ */
+#define MDM_INTENSITIES_NO_CONTRAST 4
+
+/**
  * One channel, 0 to 255.
  */
 #define MDM_PIXEL_GREY8 1
@@ -1229,6 +1386,56 @@ typedef struct {
  * Red, green, blue, alpha, 0 to 65535.
  */
 #define MDM_PIXEL_RGBA16 9
+
+/**
+ * One channel, signed, -32768 to 32767.
+ */
+#define MDM_PIXEL_GREY_I16 10
+
+/**
+ * One channel, 0 to 4294967295; values are taken as floats.
+ */
+#define MDM_PIXEL_GREY_U32 11
+
+/**
+ * One channel, signed, -2147483648 to 2147483647; likewise.
+ */
+#define MDM_PIXEL_GREY_I32 12
+
+/**
+ * One channel of half precision (IEEE 754 binary16), 0.0 to 1.0.
+ */
+#define MDM_PIXEL_GREY_F16 13
+
+/**
+ * One channel of double precision, 0.0 to 1.0; values are taken as floats.
+ */
+#define MDM_PIXEL_GREY_F64 14
+
+/**
+ * Red, green, blue, signed, -32768 to 32767.
+ */
+#define MDM_PIXEL_RGB_I16 15
+
+/**
+ * Red, green, blue, 0 to 4294967295; values are taken as floats.
+ */
+#define MDM_PIXEL_RGB_U32 16
+
+/**
+ * Red, green, blue, signed, -2147483648 to 2147483647; likewise.
+ */
+#define MDM_PIXEL_RGB_I32 17
+
+/**
+ * Red, green, blue in half precision, 0.0 to 1.0.
+ */
+#define MDM_PIXEL_RGB_F16 18
+
+/**
+ * Red, green, blue in double precision, 0.0 to 1.0; values are taken as floats.
+ */
+#define MDM_PIXEL_RGB_F64 19
 
 /**
  * One pixel after the other.

@@ -103,7 +103,33 @@ inline constexpr mdm_pixel_format rgb_f32 = MDM_PIXEL_RGB_F32;
 inline constexpr mdm_pixel_format rgba8 = MDM_PIXEL_RGBA8;
 inline constexpr mdm_pixel_format bgra8 = MDM_PIXEL_BGRA8;
 inline constexpr mdm_pixel_format rgba16 = MDM_PIXEL_RGBA16;
+inline constexpr mdm_pixel_format grey_i16 = MDM_PIXEL_GREY_I16;
+inline constexpr mdm_pixel_format grey_u32 = MDM_PIXEL_GREY_U32;
+inline constexpr mdm_pixel_format grey_i32 = MDM_PIXEL_GREY_I32;
+inline constexpr mdm_pixel_format grey_f16 = MDM_PIXEL_GREY_F16;
+inline constexpr mdm_pixel_format grey_f64 = MDM_PIXEL_GREY_F64;
+inline constexpr mdm_pixel_format rgb_i16 = MDM_PIXEL_RGB_I16;
+inline constexpr mdm_pixel_format rgb_u32 = MDM_PIXEL_RGB_U32;
+inline constexpr mdm_pixel_format rgb_i32 = MDM_PIXEL_RGB_I32;
+inline constexpr mdm_pixel_format rgb_f16 = MDM_PIXEL_RGB_F16;
+inline constexpr mdm_pixel_format rgb_f64 = MDM_PIXEL_RGB_F64;
 } // namespace pixel_format
+
+/** Values of mdm_range: how the stored values are found that the network sees as black and white. */
+namespace range {
+inline constexpr mdm_range as_model = MDM_RANGE_AS_MODEL;
+inline constexpr mdm_range type = MDM_RANGE_TYPE;
+inline constexpr mdm_range declared = MDM_RANGE_DECLARED;
+inline constexpr mdm_range fixed = MDM_RANGE_FIXED;
+inline constexpr mdm_range percentile = MDM_RANGE_PERCENTILE;
+} // namespace range
+
+/** Bits of mdm_intensity_warnings. */
+namespace intensities {
+inline constexpr mdm_intensity_warnings narrow = MDM_INTENSITIES_NARROW;
+inline constexpr mdm_intensity_warnings outside = MDM_INTENSITIES_OUTSIDE;
+inline constexpr mdm_intensity_warnings no_contrast = MDM_INTENSITIES_NO_CONTRAST;
+} // namespace intensities
 
 /** Values of mdm_layout. */
 namespace layout {
@@ -620,7 +646,7 @@ private:
 control() -> control<>;
 control(const cancel_token &) -> control<>;
 
-/** An image in memory. Members that the constructor does not set are as in mdm_image: strides, layout, microns_per_pixel. */
+/** An image in memory. Members that the constructor does not set are as in mdm_image: strides, layout, microns_per_pixel, range. */
 class image_view : public detail::sized<mdm_image> {
 public:
     image_view() noexcept = default;
@@ -635,6 +661,12 @@ public:
         width = columns;
         height = rows;
         format = of_format;
+    }
+    /** Declares which stored values stand for black and white, as 0 and 4095 of a camera of 12 bits. */
+    image_view &set_range(double low, double high) noexcept {
+        range_low = low;
+        range_high = high;
+        return *this;
     }
 };
 
@@ -686,6 +718,12 @@ public:
     source &set_levels(span<const mdm_level> all) noexcept {
         this->levels = all.data();
         this->level_count = all.size();
+        return *this;
+    }
+    /** Declares which stored values stand for black and white, as 0 and 4095 of a camera of 12 bits. */
+    source &set_range(double low, double high) noexcept {
+        this->range_low = low;
+        this->range_high = high;
         return *this;
     }
     Read &reader() const noexcept { return reader_; }

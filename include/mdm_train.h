@@ -21,7 +21,7 @@
 #define MDM_FIT_REPORT_INIT {sizeof(mdm_fit_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_FITTER_INFO_INIT {sizeof(mdm_fitter_info), 0, 0, 0, 0, 0}
 #define MDM_TRAINING_IMAGES_INIT {sizeof(mdm_training_images), NULL, 0, NULL, NULL, NULL, 0, 0, 0}
-#define MDM_TRAINER_OPTIONS_INIT {sizeof(mdm_trainer_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_TRAINER_OPTIONS_INIT {sizeof(mdm_trainer_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_STEP_REPORT_INIT {sizeof(mdm_step_report), 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_TRAINER_INFO_INIT {sizeof(mdm_trainer_info), 0, 0, 0, 0, 0, 0, 0, 0}
 
@@ -476,6 +476,23 @@ typedef struct {
      * Must be 0.
      */
     uint32_t reserved;
+    /**
+     * With MDM_RANGE_FIXED the stored value that the network sees as black; with MDM_RANGE_PERCENTILE a percentage, in [0, 100).
+     */
+    double range_low;
+    /**
+     * With MDM_RANGE_FIXED the stored value that the network sees as white; with MDM_RANGE_PERCENTILE a percentage, up to 100.
+     */
+    double range_high;
+    /**
+     * How stored values become what the network sees: one of the MDM_RANGE constants, of which MDM_RANGE_AS_MODEL takes that of
+     * the model that training starts from, or else MDM_RANGE_DECLARED.
+     */
+    mdm_range range;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved_too;
 } mdm_trainer_options;
 
 /**
@@ -722,8 +739,8 @@ mdm_status mdm_fitter_new(const mdm_model *model,
                           mdm_error **error);
 
 /**
- * Keeps a copy of an image under a name. An image that had the name goes, with its labels, unless its pixels are the same. Any
- * thread may call this.
+ * Keeps a copy of an image under a name. An image that had the name goes, with its labels, unless its pixels are the same. What
+ * looks wrong about its values is said in the log. Any thread may call this.
  *
  * @param fitter not in use by another thread
  * @param name   a name of the caller's choice, UTF-8

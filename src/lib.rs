@@ -17,6 +17,8 @@ mod memory;
 pub mod model;
 pub mod plan;
 pub mod segment;
+#[doc(hidden)]
+pub mod threads;
 
 pub use control::{CancelToken, Control, Progress};
 pub use engine::{Device, DeviceOptions};

@@ -9,7 +9,7 @@ use mdm::engine::gpu::GpuEngine;
 use mdm::engine::{DeviceKind, DeviceOptions, Precision, WeightCache};
 use mdm::model::{CorruptionKind, Metadata, Model, NoiseSchedule};
 use mdm::plan::{Combine, Plan, PlanOptions};
-use mdm::segment::{SegmentOptions, Segmentation, Segmenter};
+use mdm::segment::{FeatureOptions, Features, SegmentOptions, Segmentation, Segmenter};
 use mdm::{Control, Device, Error, ImageView, PixelFormat};
 use support::models::{CLASSES, OVERFLOWS, WINDOW, metadata, model, scaled_model, unet};
 use support::{Seeded, gpus, open_gpus, uniform};
@@ -191,6 +191,14 @@ fn an_overflow_is_an_error_instead_of_labels() {
                         panic!("{name} {precision:?}, {weight}: {:?}", other.map(|result| result.report))
                     }
                 }
+            }
+            let mut features = Features::new(&model, device, FeatureOptions::default()).unwrap();
+            match features.extract(&image, &Control::none(), &mut |_| Ok(())) {
+                Err(error @ Error::Tensor { .. }) => {
+                    let advice = "open the device in f32";
+                    assert_eq!(error.to_string().contains(advice), *precision == Precision::F16, "{error}");
+                }
+                other => panic!("{name} {precision:?}, {weight}: {other:?}"),
             }
         }
     }

@@ -472,5 +472,10 @@ fn an_overflow_is_an_error_instead_of_labels() {
                 other => panic!("{weight}: {:?}", other.map(|result| result.report)),
             }
         }
+        let mut features = Features::new(&model, &device(), FeatureOptions::default()).unwrap();
+        match features.extract(&view(&data, 40, 50), &Control::none(), &mut |_| Ok(())) {
+            Err(Error::Tensor { name, .. }) if name == "features" => {}
+            other => panic!("{weight}: {other:?}"),
+        }
     }
 }

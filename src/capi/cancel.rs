@@ -28,7 +28,7 @@ pub unsafe extern "C" fn mdm_cancel_new(
     unsafe {
         call(error, || {
             wanted(cancel, "cancel")?;
-            deliver(cancel, handles::insert(CancelToken::new()));
+            deliver(cancel, handles::insert(CancelToken::new())?);
             Ok(())
         })
     }

@@ -203,7 +203,7 @@ pub unsafe extern "C" fn mdm_device_list_new(
         call(error, || {
             wanted(list, "list")?;
             let devices = Device::list()?.into_iter().map(Described::new).collect();
-            deliver(list, handles::insert(DeviceList(devices)));
+            deliver(list, handles::insert(DeviceList(devices))?);
             Ok(())
         })
     }
@@ -289,7 +289,7 @@ pub unsafe extern "C" fn mdm_device_open(
             let described = Described::new(info.clone());
             deliver(
                 device,
-                handles::insert(OpenDevice { described, reason: c_string(reason), device: chosen }),
+                handles::insert(OpenDevice { described, reason: c_string(reason), device: chosen })?,
             );
             Ok(())
         })

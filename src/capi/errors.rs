@@ -1,13 +1,12 @@
 //! Status codes, error objects, and the way into the library.
 
-use std::cell::Cell;
 use std::ffi::{CString, c_char};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::sync::Once;
 
 use super::handles::{self, Object};
 use super::log::{self, MDM_LOG_DEBUG};
-use crate::Error;
+use crate::{Error, threads};
 
 /// What became of a call: MDM_OK or one of the MDM_ERROR codes. Numbers are never reused.
 pub type mdm_status = i32;
@@ -125,30 +124,25 @@ pub(super) fn c_line(text: impl Into<String>) -> CString {
     c_string(text.into().replace(['\n', '\r'], " "))
 }
 
-thread_local! {
-    static INSIDE: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Panics of the library are reported as errors and to the log, and not printed.
+/// Panics of the library are reported as errors and to the log, and not printed. Those of the host are none of its business.
 fn quieten_panics() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let others = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            let worker = std::thread::current().name().is_some_and(|name| name.starts_with("mdm-"));
-            if !worker && !INSIDE.get() {
-                others(panic);
-            }
-        }));
-    });
+    ONCE.call_once(|| quieten(std::panic::take_hook()));
+}
+
+/// Tells `others` of panics that are not the library's.
+fn quieten(others: Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync>) {
+    std::panic::set_hook(Box::new(move |panic| {
+        if !threads::is_ours() {
+            others(panic);
+        }
+    }));
 }
 
 /// Runs `body` so that nothing unwinds.
 pub(super) fn guard<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     quieten_panics();
-    let outer = INSIDE.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(body));
-    INSIDE.set(outer);
+    let result = catch_unwind(AssertUnwindSafe(|| threads::run(true, body)));
     result.unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str);
         let words = words.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
@@ -157,6 +151,12 @@ pub(super) fn guard<T>(body: impl FnOnce() -> Result<T, Failure>) -> Result<T, F
         std::mem::forget(panic);
         Err(Failure::new(MDM_ERROR_INTERNAL, message))
     })
+}
+
+/// Runs a callback of the host, whose panics are its own.
+#[doc(hidden)]
+pub fn call_back<T>(callback: impl FnOnce() -> T) -> T {
+    threads::run(false, callback)
 }
 
 /// Runs the body of an entry point: nothing unwinds, and `*error` becomes NULL or an error object.
@@ -173,7 +173,7 @@ pub unsafe fn call(error: *mut *mut mdm_error, body: impl FnOnce() -> Result<(),
                 log::write(MDM_LOG_DEBUG, || failure.message.to_string_lossy().into_owned());
                 Ok(())
             });
-            let keep = || Ok(handles::insert(failure));
+            let keep = || handles::insert(failure);
             (
                 status,
                 if error.is_null() {
@@ -322,6 +322,38 @@ mod tests {
         assert!(message.contains("no reason"), "{message}");
         assert_eq!(answer(7, || -> Result<i32, Failure> { panic!("no answer") }), 7);
         assert_eq!(called(|| Ok(())), (MDM_OK, String::new()));
+    }
+
+    #[test]
+    fn panics_are_told_where_they_are_the_hosts() {
+        thread_local! {
+            static TOLD: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+        }
+        fn told(body: impl FnOnce()) -> bool {
+            TOLD.set(false);
+            let _ = catch_unwind(AssertUnwindSafe(body));
+            TOLD.get()
+        }
+        let others = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            TOLD.set(true);
+            others(panic);
+        }));
+        quieten(std::panic::take_hook());
+        assert!(told(|| panic!("a host's own")));
+        assert!(!told(|| drop(called(|| panic!("the library's")))));
+        assert!(told(|| drop(called(|| call_back(|| panic!("of a callback"))))));
+        assert!(!told(|| drop(called(|| {
+            call_back(|| ());
+            panic!("after a callback")
+        }))));
+        let host = std::thread::Builder::new().name("mdm-host".into());
+        assert!(host.spawn(|| told(|| panic!("of a host's thread"))).unwrap().join().unwrap());
+        let worker = std::thread::spawn(|| {
+            threads::claim();
+            (told(|| panic!("of a worker")), told(|| call_back(|| panic!("of a callback on a worker"))))
+        });
+        assert_eq!(worker.join().unwrap(), (false, true));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::devices::{OpenDevice, mdm_device};
 use super::errors::{
     Failure, MDM_ERROR_BUFFER_TOO_SMALL, MDM_ERROR_CALLBACK, MDM_ERROR_CANCELLED, MDM_OK, answer, call,
-    deliver, free, mdm_error, mdm_status, wanted,
+    call_back, deliver, free, mdm_error, mdm_status, wanted,
 };
 use super::handles::{self, Object};
 use super::images::{mdm_image, microns_of};
@@ -59,7 +59,7 @@ pub struct mdm_feature_options {
     pub block_count: usize,
     /// Size of an image's pixel in micrometres, whatever the image says; 0 believes the image.
     pub microns_per_pixel: f64,
-    /// Part of a window shared with its neighbour, in (0, 1); 0 takes the model's, MDM_OVERLAP_NONE none.
+    /// Part of a window shared with its neighbour, in (0, 0.95]; 0 takes the model's, MDM_OVERLAP_NONE none.
     pub overlap: f64,
     /// Decides which patches are hidden, or the noise that is added.
     pub seed: u64,
@@ -319,7 +319,7 @@ pub unsafe extern "C" fn mdm_features_new(
                 info,
                 microns,
             };
-            deliver(features, handles::insert(made));
+            deliver(features, handles::insert(made)?);
             Ok(())
         })
     }
@@ -411,9 +411,15 @@ unsafe fn extract(
     let Some(visit) = visit else { return Err(Failure::argument("visit is NULL")) };
     let mut features = exclusive(&object.features, "feature extractor")?;
     let mut show = |features: WindowFeatures| {
-        let window = handles::insert(Window { features, config: object.config.clone() });
+        let window = match handles::insert(Window { features, config: object.config.clone() }) {
+            Ok(window) => window,
+            Err(failure) => {
+                *stopped.borrow_mut() = Some(failure);
+                return Err(Error::Cancelled);
+            }
+        };
         // SAFETY: as demanded of the caller.
-        let status = unsafe { visit(user_data, window) };
+        let status = call_back(|| unsafe { visit(user_data, window) });
         drop(handles::remove::<Window>(window));
         match status {
             MDM_OK => return Ok(()),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, PoisonError, RwLock};
 
-use super::errors::Failure;
+use super::errors::{Failure, MDM_ERROR_INTERNAL};
 
 /// What is behind a handle.
 pub trait Object: Send + Sync + 'static {
@@ -29,12 +29,22 @@ static TABLE: LazyLock<RwLock<HashMap<usize, Entry>>> = LazyLock::new(RwLock::de
 /// Handles are odd, which no pointer to an object of C is.
 static NEXT: AtomicUsize = AtomicUsize::new(0x101);
 
+/// A number that was never given out before; none where there are no more, which takes 2^31 objects where an address has 32 bits.
+fn fresh(next: &AtomicUsize) -> Option<usize> {
+    next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |handle| handle.checked_add(2)).ok()
+}
+
 /// Gives an object a handle.
-pub fn insert<T: Object>(object: T) -> *mut T::Handle {
-    let handle = NEXT.fetch_add(2, Ordering::Relaxed);
+pub fn insert<T: Object>(object: T) -> Result<*mut T::Handle, Failure> {
+    let handle = fresh(&NEXT).ok_or_else(|| {
+        Failure::new(
+            MDM_ERROR_INTERNAL,
+            "this process made as many objects as it has numbers for; start it anew, or build it for 64 bits",
+        )
+    })?;
     let entry = Entry { name: T::NAME, object: Arc::new(object) };
     TABLE.write().unwrap_or_else(PoisonError::into_inner).insert(handle, entry);
-    std::ptr::without_provenance_mut(handle)
+    Ok(std::ptr::without_provenance_mut(handle))
 }
 
 /// The object behind a handle.
@@ -62,4 +72,16 @@ pub fn remove<T: Object>(handle: *const T::Handle) -> Option<Arc<T>> {
 /// Objects that were not freed.
 pub fn count() -> usize {
     TABLE.read().unwrap_or_else(PoisonError::into_inner).len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_not_given_out_twice() {
+        let next = AtomicUsize::new(usize::MAX - 4);
+        assert_eq!([fresh(&next), fresh(&next)], [Some(usize::MAX - 4), Some(usize::MAX - 2)]);
+        assert_eq!([fresh(&next), fresh(&next)], [None, None]);
+    }
 }

@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_void};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-use super::errors::{Failure, c_line, call, mdm_error, mdm_status};
+use super::errors::{Failure, c_line, call, call_back, mdm_error, mdm_status};
 
 /// How important a message is.
 pub type mdm_log_level = u32;
@@ -59,7 +59,7 @@ pub fn write(level: mdm_log_level, message: impl FnOnce() -> String) {
     if let Some(Sink { callback, user_data }) = *sink {
         INSIDE.set(true);
         // SAFETY: the callback is the host's and was promised to be callable until another is set, which waits for the lock.
-        unsafe { callback(user_data, level, message.as_ptr()) };
+        call_back(|| unsafe { callback(user_data, level, message.as_ptr()) });
         INSIDE.set(false);
     }
 }

@@ -34,7 +34,7 @@ pub struct mdm_model_info {
     pub parameters: u64,
     /// Size of a pixel of the images it was trained on, in micrometres; 0 where that is unknown.
     pub microns_per_pixel: f64,
-    /// Part of a window shared with its neighbour, in [0, 1).
+    /// Part of a window shared with its neighbour, 0 to 0.95.
     pub overlap: f64,
     /// Side of a sliding window in pixels at the model's scale.
     pub window: u32,
@@ -200,7 +200,7 @@ pub unsafe extern "C" fn mdm_model_open(
         call(error, || {
             wanted(model, "model")?;
             let opened = OpenModel::new(Model::open(Path::new(utf8(path, "path")?))?);
-            deliver(model, handles::insert(opened));
+            deliver(model, handles::insert(opened)?);
             Ok(())
         })
     }
@@ -228,7 +228,7 @@ pub unsafe extern "C" fn mdm_model_open_heads(
             let backbone = Path::new(utf8(backbone, "backbone")?);
             let options = BackboneOptions::default();
             let opened = Model::open_with(Path::new(utf8(heads, "heads")?), Some(backbone), &options)?;
-            deliver(model, handles::insert(OpenModel::new(opened)));
+            deliver(model, handles::insert(OpenModel::new(opened))?);
             Ok(())
         })
     }
@@ -262,7 +262,7 @@ pub unsafe extern "C" fn mdm_model_from_memory(
                 return Err(Failure::new(MDM_ERROR_OUT_OF_MEMORY, message));
             }
             bytes.extend_from_slice(std::slice::from_raw_parts(data.cast::<u8>(), size));
-            deliver(model, handles::insert(OpenModel::new(Model::from_bytes(bytes)?)));
+            deliver(model, handles::insert(OpenModel::new(Model::from_bytes(bytes)?))?);
             Ok(())
         })
     }

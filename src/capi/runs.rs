@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::cancel::mdm_cancel;
-use super::errors::Failure;
+use super::errors::{Failure, call_back};
 use super::handles;
 use super::intensities::{self, mdm_intensity_warnings};
 use super::log::{self, MDM_LOG_DEBUG, MDM_LOG_WARNING};
@@ -151,7 +151,7 @@ pub(super) unsafe fn controlled<T>(
             windows: state.total,
         };
         // SAFETY: as demanded of the caller.
-        if unsafe { progress(user_data.get(), &raw const state) } != 0 {
+        if call_back(|| unsafe { progress(user_data.get(), &raw const state) }) != 0 {
             stop.cancel();
         }
     };

@@ -61,7 +61,7 @@ pub struct mdm_segment_options {
     pub struct_size: usize,
     /// Size of an image's pixel in micrometres, whatever the image says; 0 believes the image.
     pub microns_per_pixel: f64,
-    /// Part of a window shared with its neighbour, in (0, 1); 0 takes the model's, MDM_OVERLAP_NONE none.
+    /// Part of a window shared with its neighbour, in (0, 0.95]; 0 takes the model's, MDM_OVERLAP_NONE none.
     pub overlap: f64,
     /// Decides which patches are hidden, or the noise that is added.
     pub seed: u64,
@@ -257,7 +257,7 @@ pub unsafe extern "C" fn mdm_segmenter_new(
                 segmenter: Mutex::new(Segmenter::new(&model.model, &device.device, options)?),
                 freed: CancelToken::new(),
             };
-            deliver(segmenter, handles::insert(made));
+            deliver(segmenter, handles::insert(made)?);
             Ok(())
         })
     }

@@ -3,7 +3,9 @@
 use std::ffi::c_void;
 use std::ops::Range;
 
-use super::errors::{Failure, MDM_ERROR_CALLBACK, MDM_ERROR_CANCELLED, MDM_OK, call, mdm_error, mdm_status};
+use super::errors::{
+    Failure, MDM_ERROR_CALLBACK, MDM_ERROR_CANCELLED, MDM_OK, call, call_back, mdm_error, mdm_status,
+};
 use super::handles;
 use super::images::{
     MDM_LABEL_U16, format_of, label_size, mdm_label_type, mdm_layout, mdm_pixel_format, microns_of, planar_of,
@@ -329,7 +331,8 @@ impl<'a> Reader<'a> {
                 reserved: 0,
             };
             // SAFETY: as demanded of the caller of `new`.
-            returned(unsafe { read(self.source.user_data, &raw const region) }, "read", self.stopped)?;
+            let status = call_back(|| unsafe { read(self.source.user_data, &raw const region) });
+            returned(status, "read", self.stopped)?;
         }
         self.rows = top..top + rows;
         Ok(())
@@ -527,7 +530,8 @@ pub unsafe extern "C" fn mdm_segmenter_run_source(
                         width: band.width as u32,
                         classes: band.classes as u32,
                     };
-                    returned(write(sink.user_data, &raw const band), "write", &stopped)
+                    let status = call_back(|| write(sink.user_data, &raw const band));
+                    returned(status, "write", &stopped)
                 };
                 segmenter.segment_bands(&mut reader, &mut hand_out, control)
             });

@@ -3,7 +3,7 @@
 use super::Limits;
 
 /// Pixels that are kept to say something about an image.
-const PIXELS: usize = 1 << 16;
+const PIXELS: usize = 1 << 14;
 
 /// Pixels that are kept for percentiles: of images with more, the 99.8th is off by less than a hundredth of a percent.
 const PIXELS_FOR_PERCENTILES: usize = 1 << 20;

@@ -26,7 +26,7 @@ pub struct Metadata {
     pub features: FeatureConfig,
     /// Side of the square sliding window, in pixels at the model's resolution.
     pub window: usize,
-    /// Part of a window shared with its neighbour, in [0, 1).
+    /// Part of a window shared with its neighbour, 0 to [`MOST_OVERLAP`](Self::MOST_OVERLAP).
     #[serde(default = "default_overlap")]
     pub overlap: f64,
     /// What windows show around images that are smaller than they are.
@@ -63,6 +63,9 @@ fn type_range() -> IntensityRange {
 impl Metadata {
     /// Side of a window, at most.
     pub const LARGEST_WINDOW: usize = 8192;
+    /// Part of a window shared with its neighbour, at most. A pixel is then in 400 windows; with more, a model file could make an image
+    /// take years.
+    pub const MOST_OVERLAP: f64 = 0.95;
     /// Labels are bytes, and 255 means unlabelled.
     pub const MOST_CLASSES: usize = 255;
     /// Members of an ensemble, at most.
@@ -87,6 +90,15 @@ impl Metadata {
             description: String::new(),
             unet,
         }
+    }
+
+    /// # Errors
+    /// [`Error::Invalid`] for an overlap that is not in 0 to [`MOST_OVERLAP`](Self::MOST_OVERLAP).
+    pub(crate) fn check_overlap(overlap: f64) -> Result<()> {
+        if (0.0..=Self::MOST_OVERLAP).contains(&overlap) {
+            return Ok(());
+        }
+        Err(Error::invalid("overlap", format!("{overlap} is not in 0 to {}", Self::MOST_OVERLAP)))
     }
 
     /// Reads the JSON of this version or an older one; unknown fields are ignored.
@@ -137,9 +149,7 @@ impl Metadata {
         if self.window == 0 || self.window > Self::LARGEST_WINDOW {
             return wrong("window", format!("{} is not in 1..={}", self.window, Self::LARGEST_WINDOW));
         }
-        if !(0.0..1.0).contains(&self.overlap) {
-            return wrong("overlap", format!("{} is not at least 0 and below 1", self.overlap));
-        }
+        Self::check_overlap(self.overlap)?;
         if let Some(size) = self.microns_per_pixel
             && !(size > 0.0 && size.is_finite())
         {

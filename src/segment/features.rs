@@ -1,6 +1,6 @@
 //! What a backbone sees in an image: a pixel's features.
 
-use super::sliding::{Scaled, Settings, SlidingNetwork};
+use super::sliding::{Scaled, Settings, SlidingNetwork, not_finite};
 use super::window::{WindowGrid, WindowPosition};
 use crate::image::{ImageSource, ImageView};
 use crate::intensity::IntensityRange;
@@ -20,7 +20,7 @@ pub struct FeatureOptions {
     pub batch: Option<usize>,
     /// Side of a window in pixels at the model's scale, rounded up to what the network can divide; `None` takes the model's.
     pub window: Option<usize>,
-    /// Part of a window shared with its neighbour, in [0, 1); `None` takes the model's.
+    /// Part of a window shared with its neighbour, 0 to 0.95; `None` takes the model's.
     pub overlap: Option<f64>,
     /// Decides which patches are hidden, or the noise that is added.
     pub seed: u64,
@@ -120,8 +120,8 @@ impl Features {
     /// Hands the features of all windows of an image in memory to `visit`, row by row.
     ///
     /// # Errors
-    /// [`Error::Image`] for an image that cannot be used, [`Error::Invalid`] for a scale that cannot be,
-    /// [`Error::OutOfMemory`], [`Error::Cancelled`], and errors of `visit`.
+    /// [`Error::Image`] for an image that cannot be used, [`Error::Invalid`] for a scale that cannot be, [`Error::Tensor`] where
+    /// values of the network overflow, [`Error::OutOfMemory`], [`Error::Cancelled`], and errors of `visit`.
     pub fn extract(
         &mut self,
         image: &ImageView<'_>,
@@ -174,6 +174,7 @@ impl Features {
     ) -> Result<()> {
         let window = self.network.window();
         let normalise = self.network.features().normalise;
+        let advice = not_finite(self.network.device().info());
         let shapes = &self.shapes;
         self.network.run_at(
             source,
@@ -187,7 +188,7 @@ impl Features {
                 network.run(inputs, control, &mut |output, values| {
                     let len = values.len() / batch.len();
                     let maps = windows.iter_mut().map(|features| &mut features.maps[output]);
-                    maps.zip(values.chunks_exact(len)).try_for_each(|(map, values)| map.fill(values))
+                    maps.zip(values.chunks_exact(len)).try_for_each(|(map, values)| map.fill(values, advice))
                 })?;
                 for mut features in windows {
                     if normalise {
@@ -234,7 +235,8 @@ pub struct FeatureMap {
 }
 
 impl FeatureMap {
-    fn fill(&mut self, values: &[f32]) -> Result<()> {
+    /// `advice` is what to do where values are not finite.
+    fn fill(&mut self, values: &[f32], advice: &'static str) -> Result<()> {
         if values.len() != product(&[self.height, self.width, self.channels], "a feature map")? {
             return Err(Error::invalid(
                 "plan",
@@ -246,6 +248,9 @@ impl FeatureMap {
                     self.channels
                 ),
             ));
+        }
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err(Error::tensor("features", advice));
         }
         self.data.clear();
         reserve(&mut self.data, values.len(), "values of a feature map")?;

@@ -6,8 +6,7 @@ use super::band::{Band, BandContent, BandWriter};
 use super::blend::Blender;
 use super::head::{fold_heads, head_shape};
 use super::rescale::Scaling;
-use super::sliding::{Settings, SlidingNetwork};
-use crate::engine::DeviceInfo;
+use super::sliding::{Settings, SlidingNetwork, not_finite};
 use crate::image::{ImageSource, ImageView};
 use crate::intensity::{IntensityRange, IntensityReport};
 use crate::memory::{product, zeros};
@@ -28,7 +27,7 @@ pub struct SegmentOptions {
     pub batch: Option<usize>,
     /// Side of a window in pixels at the model's scale, rounded up to what the network can divide; `None` takes the model's.
     pub window: Option<usize>,
-    /// Part of a window shared with its neighbour, in [0, 1); `None` takes the model's.
+    /// Part of a window shared with its neighbour, 0 to 0.95; `None` takes the model's.
     pub overlap: Option<f64>,
     /// How an ensemble becomes one answer.
     pub combine: Combine,
@@ -59,15 +58,6 @@ impl Default for SegmentOptions {
             corrupt: None,
             class: 0,
         }
-    }
-}
-
-/// What is said where probabilities are not finite.
-fn not_finite(device: &DeviceInfo) -> &'static str {
-    if device.precision == "f16" {
-        "are not finite: values of the network overflowed in f16; open the device in f32 (--precision f32)"
-    } else {
-        "are not finite: values of the network overflowed; its weights do not suit it or the image"
     }
 }
 

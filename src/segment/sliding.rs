@@ -4,7 +4,7 @@ use super::cut::Cutter;
 use super::rescale::{Scaling, scale_between, scaled_side};
 use super::window::{WindowGrid, WindowPosition};
 use crate::corruption::NoiseKey;
-use crate::engine::{DeviceKind, Inputs, Network};
+use crate::engine::{DeviceInfo, DeviceKind, Inputs, Network};
 use crate::image::ImageSource;
 use crate::intensity::{IntensityRange, IntensityReport};
 use crate::memory::{product, reserve, zeros};
@@ -21,6 +21,15 @@ pub fn default_batch(kind: DeviceKind) -> usize {
         | DeviceKind::IntegratedGpu
         | DeviceKind::VirtualGpu
         | DeviceKind::OtherGpu => 16,
+    }
+}
+
+/// What is said where probabilities or features are not finite.
+pub(super) fn not_finite(device: &DeviceInfo) -> &'static str {
+    if device.precision == "f16" {
+        "are not finite: values of the network overflowed in f16; open the device in f32 (--precision f32)"
+    } else {
+        "are not finite: values of the network overflowed; its weights do not suit it or the image"
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where sliding windows lie and how much each of their pixels counts, as MONAI's `sliding_window_inference` has it.
 
+use crate::model::Metadata;
 use crate::{Error, Result};
 
 /// Smallest weight of a window's pixel relative to its centre, so that no pixel of an image is without weight.
@@ -55,15 +56,14 @@ impl WindowGrid {
     /// The last ones are moved back to end at the border.
     ///
     /// # Errors
-    /// [`Error::Image`] if a side is zero or too long; [`Error::Invalid`] for a window of zero pixels or an overlap outside [0, 1).
+    /// [`Error::Image`] if a side is zero or too long; [`Error::Invalid`] for a window of zero pixels or an overlap outside 0 to
+    /// [`Metadata::MOST_OVERLAP`].
     pub fn new(height: usize, width: usize, window: usize, overlap: f64) -> Result<Self> {
         crate::image::check_size(width, height)?;
         if window == 0 || window > 1 << 30 {
             return Err(Error::invalid("window", format!("{window} pixels")));
         }
-        if !(0.0..1.0).contains(&overlap) {
-            return Err(Error::invalid("overlap", format!("{overlap} is not in [0, 1)")));
-        }
+        Metadata::check_overlap(overlap)?;
         Ok(Self {
             window,
             tops: Axis::new(height, window, overlap),
@@ -190,7 +190,8 @@ mod tests {
         assert!(WindowGrid::new(0, 5, 32, 0.2).is_err());
         assert!(WindowGrid::new(5, 5, 0, 0.2).is_err());
         assert!(WindowGrid::new(5, usize::MAX, 32, 0.2).is_err());
-        for overlap in [1.0, -0.1, f64::NAN] {
+        assert!(WindowGrid::new(5, 5, 32, Metadata::MOST_OVERLAP).is_ok());
+        for overlap in [1.0, 0.9999, -0.1, f64::NAN] {
             assert!(WindowGrid::new(5, 5, 32, overlap).is_err());
         }
     }

@@ -275,6 +275,10 @@ static void segmenter_options(void) {
     WRONG(combine, 2, "combine");
     WRONG(outputs, 4, "outputs");
     WRONG(corrupt, 3, "corrupt");
+    WRONG(range, 5, "range");
+    WRONG(range, MDM_RANGE_FIXED, "range");
+    WRONG(range_high, 4095, "range_high");
+    WRONG(reserved, 1, "reserved");
     CHECK(segmenter == NULL);
     FAILS(MDM_ERROR_INVALID_ARGUMENT, "segmenter is NULL", mdm_segmenter_new(model, device, NULL, NULL, &error));
     FAILS(MDM_ERROR_INVALID_HANDLE, "model", mdm_segmenter_new(NULL, device, NULL, &segmenter, &error));
@@ -318,7 +322,9 @@ static void formats(mdm_segmenter *segmenter, const unsigned char *expected) {
     } all[] = {
         {MDM_PIXEL_GREY8, 1, 1}, {MDM_PIXEL_GREY16, 1, 2}, {MDM_PIXEL_GREY_F32, 1, 4}, {MDM_PIXEL_RGB8, 3, 1},
         {MDM_PIXEL_RGB16, 3, 2}, {MDM_PIXEL_RGB_F32, 3, 4}, {MDM_PIXEL_RGBA8, 4, 1},   {MDM_PIXEL_BGRA8, 4, 1},
-        {MDM_PIXEL_RGBA16, 4, 2},
+        {MDM_PIXEL_RGBA16, 4, 2}, {MDM_PIXEL_GREY_I16, 1, 2}, {MDM_PIXEL_GREY_U32, 1, 4}, {MDM_PIXEL_GREY_I32, 1, 4},
+        {MDM_PIXEL_GREY_F64, 1, 8}, {MDM_PIXEL_RGB_I16, 3, 2}, {MDM_PIXEL_RGB_U32, 3, 4}, {MDM_PIXEL_RGB_I32, 3, 4},
+        {MDM_PIXEL_RGB_F64, 3, 8},
     };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         for (int planar = 0; planar < 2; planar++) {
@@ -333,10 +339,18 @@ static void formats(mdm_segmenter *segmenter, const unsigned char *expected) {
                     for (size_t s = 0; s < samples; s++) {
                         size_t at = 1 + y * row + (planar ? s * plane + x * bytes : (x * samples + s) * bytes);
                         uint16_t wide = (uint16_t)(pixels[y * WIDTH + x] * 257);
+                        uint32_t whole = (uint32_t)pixels[y * WIDTH + x] * 16843009u;
                         float real = (float)pixels[y * WIDTH + x] / 255;
+                        double large = (double)pixels[y * WIDTH + x] / 255;
+                        int real32 = all[i].format == MDM_PIXEL_GREY_F32 || all[i].format == MDM_PIXEL_RGB_F32;
+                        /* In two's complement the least number has the highest bit alone. */
+                        if (all[i].format == MDM_PIXEL_GREY_I16 || all[i].format == MDM_PIXEL_RGB_I16) wide ^= 0x8000;
+                        if (all[i].format == MDM_PIXEL_GREY_I32 || all[i].format == MDM_PIXEL_RGB_I32) whole ^= 0x80000000u;
                         if (bytes == 1) buffer[at] = pixels[y * WIDTH + x];
                         if (bytes == 2) memcpy(buffer + at, &wide, 2);
-                        if (bytes == 4) memcpy(buffer + at, &real, 4);
+                        if (bytes == 4 && real32) memcpy(buffer + at, &real, 4);
+                        if (bytes == 4 && !real32) memcpy(buffer + at, &whole, 4);
+                        if (bytes == 8) memcpy(buffer + at, &large, 8);
                     }
                 }
             }
@@ -789,6 +803,106 @@ static void features(void) {
     FAILS(MDM_ERROR_INVALID_ARGUMENT, "NULL", mdm_features_new(model, device, NULL, NULL, &error));
 }
 
+typedef struct {
+    const uint16_t *values;
+    int reads;
+} twelve_bits;
+
+static mdm_status read_twelve_bits(void *user_data, const mdm_region *region) {
+    twelve_bits *image = user_data;
+    image->reads++;
+    for (uint32_t y = 0; y < region->height; y++) {
+        const uint16_t *row = image->values + (region->y + y) * WIDTH + region->x;
+        memcpy((unsigned char *)region->pixels + y * region->row_stride, row, region->width * 2);
+    }
+    return MDM_OK;
+}
+
+static mdm_status keep_labels(void *user_data, const mdm_band *band) {
+    memcpy((unsigned char *)user_data + (size_t)band->y * WIDTH, band->labels, (size_t)band->height * WIDTH);
+    return MDM_OK;
+}
+
+static int labels_apart(const unsigned char *a, const unsigned char *b) {
+    int different = 0;
+    for (size_t p = 0; p < PIXELS; p++) different += a[p] != b[p];
+    return different;
+}
+
+/* The picture as a camera of 12 bits stores it, with and without an offset. */
+static void ranges(void) {
+    static unsigned char expected[PIXELS], labels[PIXELS];
+    static uint16_t values[PIXELS];
+    mdm_segmenter *segmenter = NULL;
+    OK(mdm_segmenter_new(model, device, NULL, &segmenter, &error));
+    mdm_image image = grey_image(pixels, WIDTH, HEIGHT);
+    mdm_result result = labels_result(expected, sizeof expected);
+    mdm_report report = MDM_REPORT_INIT;
+    OK(mdm_segmenter_run(segmenter, &image, &result, NULL, &report, &error));
+    CHECK(report.range_low == 0 && report.range_high == 255 && report.intensity_warnings == 0);
+    CHECK(report.values_low >= 40 && report.values_high < 230);
+    for (size_t p = 0; p < PIXELS; p++) values[p] = (uint16_t)(pixels[p] * 4095 / 255);
+
+    result.labels = labels;
+    image.pixels = values;
+    image.pixels_size = sizeof values;
+    image.format = MDM_PIXEL_GREY16;
+    OK(mdm_segmenter_run(segmenter, &image, &result, NULL, &report, &error));
+    CHECK(report.intensity_warnings == MDM_INTENSITIES_NARROW && report.values_high < 4096);
+    image.range_high = 4095;
+    OK(mdm_segmenter_run(segmenter, &image, &result, NULL, &report, &error));
+    CHECK(report.intensity_warnings == 0 && report.range_high == 4095 && labels_apart(labels, expected) <= 35);
+    image.range_low = 4095;
+    FAILS(MDM_ERROR_INVALID_ARGUMENT, "range", mdm_segmenter_run(segmenter, &image, &result, NULL, NULL, &error));
+    mdm_segmenter_free(segmenter);
+
+    mdm_segment_options options = MDM_SEGMENT_OPTIONS_INIT;
+    options.range = MDM_RANGE_FIXED;
+    options.range_low = 32768;
+    options.range_high = 36863;
+    OK(mdm_segmenter_new(model, device, &options, &segmenter, &error));
+    image.range_low = image.range_high = 0;
+    OK(mdm_segmenter_run(segmenter, &image, &result, NULL, &report, &error));
+    CHECK(report.intensity_warnings == MDM_INTENSITIES_OUTSIDE);
+    for (size_t p = 0; p < PIXELS; p++) values[p] = (uint16_t)(values[p] + 32768);
+    OK(mdm_segmenter_run(segmenter, &image, &result, NULL, &report, &error));
+    CHECK(report.intensity_warnings == 0 && report.range_low == 32768 && labels_apart(labels, expected) <= 35);
+    mdm_segmenter_free(segmenter);
+
+    /* Percentiles of a source need a second look at it. */
+    mdm_segment_options_init(&options, sizeof options);
+    options.range = MDM_RANGE_PERCENTILE;
+    OK(mdm_segmenter_new(model, device, &options, &segmenter, &error));
+    result.labels = expected;
+    OK(mdm_segmenter_run(segmenter, &image, &result, NULL, &report, &error));
+    CHECK(report.range_low > 32768 && report.range_high < 36863);
+    twelve_bits camera = {values, 0};
+    mdm_source source = MDM_SOURCE_INIT;
+    source.read = read_twelve_bits;
+    source.user_data = &camera;
+    source.width = WIDTH;
+    source.height = HEIGHT;
+    source.tile_height = 20;
+    source.format = MDM_PIXEL_GREY16;
+    mdm_sink sink = MDM_SINK_INIT;
+    sink.write = keep_labels;
+    sink.user_data = labels;
+    FAILS(MDM_ERROR_INVALID_ARGUMENT, "only once", mdm_segmenter_run_source(segmenter, &source, &sink, NULL, NULL, &error));
+    CHECK(camera.reads == 0);
+    source.rereadable = 2;
+    FAILS(MDM_ERROR_INVALID_ARGUMENT, "rereadable", mdm_segmenter_run_source(segmenter, &source, &sink, NULL, NULL, &error));
+    source.rereadable = 1;
+    mdm_report streamed = MDM_REPORT_INIT;
+    OK(mdm_segmenter_run_source(segmenter, &source, &sink, NULL, &streamed, &error));
+    CHECK(camera.reads == 6 && labels_apart(labels, expected) == 0);
+    CHECK(streamed.range_low == report.range_low && streamed.range_high == report.range_high);
+    mdm_segmenter_free(segmenter);
+
+    mdm_model_info info = MDM_MODEL_INFO_INIT;
+    OK(mdm_model_get_info(model, &info, &error));
+    CHECK(info.range == MDM_RANGE_DECLARED && info.range_low == 0 && info.seen_high == 0);
+}
+
 int main(int count, char **arguments) {
     CHECK(count == 2);
     uint64_t state = 1;
@@ -806,6 +920,7 @@ int main(int count, char **arguments) {
     segmentation();
     more_than_memory_has();
     levels_and_planes();
+    ranges();
     features();
     mdm_model_free(model);
     mdm_device_free(device);

@@ -165,6 +165,17 @@ void images(const mdm::model &model, const mdm::device &device) {
         segmenter.run(image, mdm::result_view(mdm::span<std::uint8_t>(labels.data(), pixel_count - 1)));
     });
 
+    std::vector<std::uint16_t> twelve(pixel_count);
+    for (std::size_t i = 0; i < pixel_count; i++) twelve[i] = static_cast<std::uint16_t>(pixels[i] * 4095 / 255);
+    mdm::image_view camera(twelve, width, height, mdm::pixel_format::grey16);
+    CHECK(segmenter.run(camera, mdm::result_view(again)).intensity_warnings == mdm::intensities::narrow);
+    const mdm::report declared = segmenter.run(camera.set_range(0, 4095), mdm::result_view(again));
+    CHECK(declared.intensity_warnings == 0 && declared.range_high == 4095);
+    mdm::segment_options measured;
+    measured.range = mdm::range::percentile;
+    const mdm::report percentiles = mdm::segmenter::make(model, device, measured).run(camera, mdm::result_view(again));
+    CHECK(percentiles.range_low > 0 && percentiles.range_high < 4095);
+
     // By callbacks, in tiles that do not divide the image.
     std::fill(again.begin(), again.end(), std::uint8_t{99});
     std::uint32_t next = 0;

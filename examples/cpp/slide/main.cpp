@@ -110,6 +110,7 @@ void segment(const char *model_path, const char *slide_path, const char *labels_
     source.microns_per_pixel = slide.microns_per_pixel();
     source.tile_width = slide.tile_width() * 8;
     source.tile_height = slide.tile_height();
+    source.rereadable = 1;
 
     const mdm::result_size size = segmenter.result_size(source, mdm::label_type::u8);
     const double scale = slide.levels()[size.level].downsample;

@@ -25,7 +25,11 @@ impl Pool {
             .thread_name(|index| format!("mdm-{index}"))
             .spawn_handler(|thread| {
                 let builder = Builder::new().name(thread.name().unwrap_or("mdm").to_owned());
-                threads.0.push(builder.spawn(|| thread.run())?);
+                let work = || {
+                    crate::threads::claim();
+                    thread.run();
+                };
+                threads.0.push(builder.spawn(work)?);
                 Ok(())
             })
             .build()

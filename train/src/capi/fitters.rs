@@ -10,6 +10,7 @@ use mdm::capi::errors::{Failure, answer, call, deliver, free, mdm_error, mdm_sta
 use mdm::capi::features::{mdm_feature_options, options_of as feature_options_of};
 use mdm::capi::handles::{self, Object};
 use mdm::capi::images::{mdm_image, microns_of};
+use mdm::capi::intensities;
 use mdm::capi::log::{self, MDM_LOG_WARNING};
 use mdm::capi::models::{OpenModel, mdm_model};
 use mdm::capi::runs::mdm_run;
@@ -262,14 +263,14 @@ pub unsafe extern "C" fn mdm_fitter_new(
                 bytes => made.set_feature_memory(usize::try_from(bytes).unwrap_or(usize::MAX)),
             }
             let made = OpenFitter { fitter: Mutex::new(made), refine, microns, freed: CancelToken::new() };
-            deliver(fitter, handles::insert(made));
+            deliver(fitter, handles::insert(made)?);
             Ok(())
         })
     }
 }
 
-/// Keeps a copy of an image under a name. An image that had the name goes, with its labels, unless its pixels are the same. Any
-/// thread may call this.
+/// Keeps a copy of an image under a name. An image that had the name goes, with its labels, unless its pixels are the same. What
+/// looks wrong about its values is said in the log. Any thread may call this.
 ///
 /// @param fitter not in use by another thread
 /// @param name   a name of the caller's choice, UTF-8
@@ -290,7 +291,12 @@ pub unsafe extern "C" fn mdm_fitter_set_image(
             let object = handles::get::<OpenFitter>(fitter)?;
             let name = utf8(name, "name")?;
             let view = structs::read(image)?.view(object.microns)?;
-            object.exclusive()?.set_image(name, &view)?;
+            let mut fitter = object.exclusive()?;
+            if fitter.set_image(name, &view)?
+                && let Some(report) = fitter.intensities(name)
+            {
+                intensities::warn(report);
+            }
             Ok(())
         })
     }
@@ -575,7 +581,7 @@ pub unsafe extern "C" fn mdm_fitter_model(
             wanted(model, "model")?;
             let object = handles::get::<OpenFitter>(fitter)?;
             let made = object.exclusive()?.model()?;
-            deliver(model, handles::insert(OpenModel::new(made)));
+            deliver(model, handles::insert(OpenModel::new(made))?);
             Ok(())
         })
     }

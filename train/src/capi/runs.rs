@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use mdm::capi::cancel::mdm_cancel;
-use mdm::capi::errors::{Failure, MDM_ERROR_OUT_OF_MEMORY};
+use mdm::capi::errors::{Failure, MDM_ERROR_OUT_OF_MEMORY, call_back};
 use mdm::capi::handles;
 use mdm::capi::runs::{mdm_progress, mdm_run};
 use mdm::{CancelToken, Control, Progress, Result};
@@ -61,7 +61,8 @@ pub(super) unsafe fn watched<T: Send>(
                 windows: state.total,
             };
             // SAFETY: as demanded of the caller.
-            if !stop.is_cancelled() && unsafe { progress(run.user_data, &raw const state) } != 0 {
+            if !stop.is_cancelled() && call_back(|| unsafe { progress(run.user_data, &raw const state) }) != 0
+            {
                 stop.cancel();
             }
         }

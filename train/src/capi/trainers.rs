@@ -8,6 +8,7 @@ use mdm::capi::devices::{OpenDevice, mdm_device, utf8};
 use mdm::capi::errors::{Failure, answer, c_string, call, deliver, free, mdm_error, mdm_status, wanted};
 use mdm::capi::handles::{self, Object};
 use mdm::capi::images::microns_of;
+use mdm::capi::intensities::{mdm_range, range_of};
 use mdm::capi::models::{OpenModel, mdm_model};
 use mdm::capi::runs::mdm_run;
 use mdm::capi::segmenters::exclusive;
@@ -113,6 +114,15 @@ pub struct mdm_trainer_options {
     pub recompute: u32,
     /// Must be 0.
     pub reserved: u32,
+    /// With MDM_RANGE_FIXED the stored value that the network sees as black; with MDM_RANGE_PERCENTILE a percentage, in [0, 100).
+    pub range_low: f64,
+    /// With MDM_RANGE_FIXED the stored value that the network sees as white; with MDM_RANGE_PERCENTILE a percentage, up to 100.
+    pub range_high: f64,
+    /// How stored values become what the network sees: one of the MDM_RANGE constants, of which MDM_RANGE_AS_MODEL takes that of
+    /// the model that training starts from, or else MDM_RANGE_DECLARED.
+    pub range: mdm_range,
+    /// Must be 0.
+    pub reserved_too: u32,
 }
 
 /// How a step went.
@@ -182,8 +192,8 @@ unsafe impl Versioned for mdm_trainer_info {
 }
 
 fn recipe_of(options: &mdm_trainer_options, start: Option<&Model>) -> Result<Recipe, Failure> {
-    if options.reserved != 0 {
-        return Err(Failure::argument("reserved of the mdm_trainer_options must be 0"));
+    if options.reserved != 0 || options.reserved_too != 0 {
+        return Err(Failure::argument("reserved members of the mdm_trainer_options must be 0"));
     }
     let mut recipe = Recipe::default();
     let unet = match start {
@@ -232,6 +242,9 @@ fn recipe_of(options: &mdm_trainer_options, start: Option<&Model>) -> Result<Rec
     recipe.ema_rates = vec![real_or_default(options.average, 0.9999)];
     recipe.crops.microns_per_pixel = microns_of(options.microns_per_pixel)?;
     recipe.crops.skip_background = (options.skip_background != 0.0).then_some(options.skip_background);
+    let range = range_of(options.range, options.range_low, options.range_high)?;
+    let of_start = start.map(|model| model.metadata().intensity_range.inherited());
+    recipe.crops.range = range.or(of_start).unwrap_or_default();
     let upright = switch(options.upright, "upright")?;
     (recipe.crops.flip, recipe.crops.turn) = (!upright, !upright);
     recipe.recompute = switch(options.recompute, "recompute")?;
@@ -328,7 +341,7 @@ pub unsafe extern "C" fn mdm_trainer_new(
                 None => Start::New(recipe),
             };
             let made = Trainer::new(&device.device, start, images).map_err(failure_of)?;
-            deliver(trainer, handles::insert(OpenTrainer::new(made, count)));
+            deliver(trainer, handles::insert(OpenTrainer::new(made, count))?);
             Ok(())
         })
     }
@@ -361,7 +374,7 @@ pub unsafe extern "C" fn mdm_trainer_resume(
             let count = images.count();
             let made =
                 Trainer::new(&device.device, Start::Resume(&checkpoint), images).map_err(failure_of)?;
-            deliver(trainer, handles::insert(OpenTrainer::new(made, count)));
+            deliver(trainer, handles::insert(OpenTrainer::new(made, count))?);
             Ok(())
         })
     }
@@ -532,7 +545,7 @@ pub unsafe extern "C" fn mdm_trainer_model(
             let object = handles::get::<OpenTrainer>(trainer)?;
             let description = if description.is_null() { "" } else { utf8(description, "description")? };
             let made = object.exclusive()?.backbone(Some(0), description).map_err(failure_of)?;
-            deliver(model, handles::insert(OpenModel::new(made)));
+            deliver(model, handles::insert(OpenModel::new(made))?);
             Ok(())
         })
     }

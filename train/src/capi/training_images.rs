@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mdm::capi::devices::utf8;
-use mdm::capi::errors::{Failure, MDM_OK, mdm_status};
+use mdm::capi::errors::{Failure, MDM_OK, call_back, mdm_status};
 use mdm::capi::images::{mdm_image, microns_of};
 use mdm::capi::structs::{self, Versioned};
 use mdm::{Error, ImageView};
@@ -92,7 +92,7 @@ impl Images for CallbackImages {
         image.struct_size = size_of::<mdm_image>();
         let (user_data, number) = (self.given.user_data, index as u64);
         // SAFETY: the callback can be called with its user data until the trainer is freed.
-        let status = unsafe { read(user_data, number, &raw mut image) };
+        let status = call_back(|| unsafe { read(user_data, number, &raw mut image) });
         if status != MDM_OK {
             return Err(Error::Image(format!("image {index}: the read callback returned {status}")));
         }
@@ -101,7 +101,7 @@ impl Images for CallbackImages {
         let taken = view.map_err(|failure| Error::Image(failure.message())).and_then(|view| take(&view));
         if let Some(release) = self.given.release {
             // SAFETY: as above.
-            unsafe { release(user_data, number, &raw const image) };
+            call_back(|| unsafe { release(user_data, number, &raw const image) });
         }
         taken
     }

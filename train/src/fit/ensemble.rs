@@ -176,6 +176,7 @@ fn run(
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|index| format!("mdm-fit-{index}"))
+        .start_handler(|_| mdm::threads::claim())
         .build()
         .map_err(|error| Error::Device(format!("cannot start {threads} threads: {error}")))?;
     let progress = Steps::new(control, jobs.iter().map(|job| job.steps as u64).sum());

@@ -92,7 +92,11 @@ impl Loader {
         let mut loader = Self { shared, threads: Vec::new() };
         for _ in 0..threads.max(1) {
             let shared = loader.shared.clone();
-            let thread = std::thread::Builder::new().name("mdm-images".into()).spawn(move || shared.work());
+            let work = move || {
+                mdm::threads::claim();
+                shared.work();
+            };
+            let thread = std::thread::Builder::new().name("mdm-images".into()).spawn(work);
             loader.threads.push(thread.map_err(|error| Error::OutOfMemory(format!("a thread: {error}")))?);
         }
         Ok(loader)

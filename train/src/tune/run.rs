@@ -112,7 +112,7 @@ pub fn tune(
         seen = SeenIntensities::with(seen, &picture.intensities);
         let warning = |warning: &IntensityWarning| ImageWarning {
             image: picture.name.clone(),
-            warning: warning.clone(),
+            warning: *warning,
         };
         warnings.extend(picture.intensities.warnings.iter().map(warning));
     }
@@ -124,6 +124,7 @@ pub fn tune(
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|index| format!("mdm-tune-{index}"))
+        .start_handler(|_| mdm::threads::claim())
         .build()
         .map_err(|error| Error::Device(format!("cannot start {threads} threads: {error}")))?;
     let job = Job {

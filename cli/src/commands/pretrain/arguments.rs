@@ -159,8 +159,8 @@ pub(super) struct CropArguments {
     pub(super) train_mpp: Option<f64>,
 
     /// Stored values that are black and white: LOW,HIGH, "percentile", "declared" or "type", as explained below [default:
-    /// declared]
-    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    /// that of --init if it is one of the first two, or else declared]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true, conflicts_with = "resume")]
     pub(super) range: Option<IntensityRange>,
 
     /// Do not mirror crops
@@ -319,6 +319,10 @@ impl Arguments {
             optimiser: Optimiser { learning_rate, warmup: (steps / 20).min(500), ..Optimiser::default() },
             ema_rates,
             seed: self.training.seed.unwrap_or(0),
+            crops: Crops {
+                range: init.map(|model| model.metadata().intensity_range.inherited()).unwrap_or_default(),
+                ..Crops::default()
+            },
             unet,
             ..Recipe::default()
         }
