@@ -292,9 +292,6 @@ fn jpegs_that_are_not_whole_are_errors() {
         refused(cut, &format!("{percent} %"));
         refused(&[cut, &[0xFF, 0xD9]].concat(), &format!("{percent} % with an end"));
     }
-    let mut zeroed = bytes.clone();
-    zeroed[bytes.len() / 2..bytes.len() * 3 / 4].fill(0);
-    refused(&zeroed, "zeros in the middle");
     // Cameras and messengers add things.
     std::fs::write(&damaged, [bytes, b"added by a camera".to_vec()].concat()).unwrap();
     assert!(read_image(&damaged).is_ok());
