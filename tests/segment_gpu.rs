@@ -12,7 +12,7 @@ use mdm::plan::{Combine, Plan, PlanOptions};
 use mdm::segment::{SegmentOptions, Segmentation, Segmenter};
 use mdm::{Control, Device, Error, ImageView, PixelFormat};
 use support::models::{CLASSES, OVERFLOWS, WINDOW, metadata, model, scaled_model, unet};
-use support::{Seeded, gpus, uniform};
+use support::{Seeded, gpus, open_gpus, uniform};
 
 const HEIGHT: usize = 70;
 const WIDTH: usize = 101;
@@ -146,8 +146,9 @@ fn a_device_that_was_lost_is_opened_by_the_next_call() {
     let model = model(|_| ());
     let pixels = pixels();
     let image = ImageView::new(&pixels, WIDTH, HEIGHT, PixelFormat::Rgb8).unwrap();
-    for (name, precision, device) in gpus() {
-        let mut segmenter = Segmenter::new(&model, device, SegmentOptions::default()).unwrap();
+    // Not those that other tests use at the same time.
+    for (name, precision, device) in open_gpus() {
+        let mut segmenter = Segmenter::new(&model, &device, SegmentOptions::default()).unwrap();
         let before = segmenter.segment(&image, &Control::none()).unwrap();
         let engine = device.engine().as_any().downcast_ref::<GpuEngine>().unwrap();
         // As when it goes while the last rows are read.

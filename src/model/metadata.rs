@@ -29,6 +29,9 @@ pub struct Metadata {
     /// Part of a window shared with its neighbour, in [0, 1).
     #[serde(default = "default_overlap")]
     pub overlap: f64,
+    /// What windows show around images that are smaller than they are.
+    #[serde(default)]
+    pub border: Border,
     /// Size of a pixel of the images the backbone was trained on, in micrometres.
     #[serde(default)]
     pub microns_per_pixel: Option<f64>,
@@ -75,6 +78,7 @@ impl Metadata {
             features: FeatureConfig::for_unet(&unet),
             window: unet.image_size.clamp(1, Self::LARGEST_WINDOW),
             overlap: default_overlap(),
+            border: Border::default(),
             microns_per_pixel: None,
             intensity_range: IntensityRange::Declared,
             intensities_seen: None,
@@ -171,6 +175,17 @@ impl Metadata {
         }
         Ok(())
     }
+}
+
+/// What windows show around images that are smaller than they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Border {
+    /// Zeros, halfway between black and white, as in pre-training.
+    #[default]
+    Zero,
+    /// The image's mirror image, as in tuning.
+    Mirror,
 }
 
 /// A class of the segmentation.

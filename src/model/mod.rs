@@ -25,7 +25,8 @@ pub use config::UnetConfig;
 pub use describe::{BackboneOptions, Preset};
 pub use head::{BatchNorm, Head, Linear};
 pub use metadata::{
-    Class, Corruption, CorruptionKind, FeatureConfig, METADATA_VERSION, MaskRule, Metadata, NoiseSchedule,
+    Border, Class, Corruption, CorruptionKind, FeatureConfig, METADATA_VERSION, MaskRule, Metadata,
+    NoiseSchedule,
 };
 pub use opened::Model;
 pub use save::{Save, StoredType};

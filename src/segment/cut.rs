@@ -8,6 +8,7 @@ use crate::engine::canvas::{inside, offset};
 use crate::image::{ImageSource, check_channels, convert_channels};
 use crate::intensity::{IntensityReport, IntensitySample, IntensityScale, SeenIntensities};
 use crate::memory::{product, zeros};
+use crate::model::Border;
 use crate::{Error, Result};
 
 /// Values that are read from a source at a time, if a row has fewer.
@@ -92,17 +93,19 @@ pub(super) struct Cutter<'a> {
     held: usize,
     /// Rows before this one were read.
     read: usize,
+    border: Border,
 }
 
 impl<'a> Cutter<'a> {
     /// Cuts windows of `grid`, which covers the image at `scale`, with `channels` channels, whose values are scaled by
-    /// `intensities`.
+    /// `intensities`; `border` says what lies around the image.
     pub(super) fn new(
         source: &'a mut dyn ImageSource,
         intensities: Option<IntensityScale>,
         grid: &WindowGrid,
         scale: f64,
         channels: usize,
+        border: Border,
     ) -> Result<Self> {
         let from = (source.height(), source.width());
         let to = (grid.height(), grid.width());
@@ -118,6 +121,7 @@ impl<'a> Cutter<'a> {
             rows: zeros(len, "a band of the image")?,
             held,
             read: 0,
+            border,
         })
     }
 
@@ -127,7 +131,7 @@ impl<'a> Cutter<'a> {
         scale.as_ref().map_or_else(IntensityReport::default, |scale| scale.report(sample, seen))
     }
 
-    /// Writes the window `[window, window, channels]` at `position`, zeros where it leaves the image.
+    /// Writes the window `[window, window, channels]` at `position`.
     ///
     /// Windows must be asked for by ascending row.
     pub(super) fn cut(&mut self, position: WindowPosition, out: &mut [f32]) -> Result<()> {
@@ -148,8 +152,48 @@ impl<'a> Cutter<'a> {
             let start = offset(y, position.top) * self.window + offset(columns.start, position.left);
             out[start * self.channels..][..pixels.len()].copy_from_slice(pixels);
         }
+        if self.border == Border::Mirror {
+            self.mirror(position, out);
+        }
         Ok(())
     }
+
+    /// Fills what lies beyond the image with its mirror image.
+    fn mirror(&self, position: WindowPosition, out: &mut [f32]) {
+        let inside_of = |at: usize, start: isize, size: usize| {
+            let index = start.saturating_add_unsigned(at);
+            offset(mirrored(index, size), start)
+        };
+        let rows = inside(position.top, self.window, self.height);
+        let columns = inside(position.left, self.window, self.width);
+        let row_len = self.window * self.channels;
+        if columns.len() < self.window {
+            for y in rows.clone() {
+                let row = &mut out[offset(y, position.top) * row_len..][..row_len];
+                for x in 0..self.window {
+                    let from = inside_of(x, position.left, self.width);
+                    if from != x {
+                        row.copy_within(from * self.channels..(from + 1) * self.channels, x * self.channels);
+                    }
+                }
+            }
+        }
+        if rows.len() < self.window {
+            for y in 0..self.window {
+                let from = inside_of(y, position.top, self.height);
+                if from != y {
+                    out.copy_within(from * row_len..(from + 1) * row_len, y * row_len);
+                }
+            }
+        }
+    }
+}
+
+/// The index within `0..size` that `index` falls on between mirrors at both ends.
+pub fn mirrored(index: isize, size: usize) -> usize {
+    let size = size.cast_signed();
+    let within = index.rem_euclid(2 * size);
+    (if within < size { within } else { 2 * size - 1 - within }).unsigned_abs()
 }
 
 #[cfg(test)]
@@ -171,7 +215,7 @@ mod tests {
             let data = grey(height, width);
             let mut view = ImageView::new(&data, width, height, PixelFormat::Grey8).unwrap();
             let grid = WindowGrid::new(height, width, 16, 0.25).unwrap();
-            let mut cutter = Cutter::new(&mut view, None, &grid, 1.0, 3).unwrap();
+            let mut cutter = Cutter::new(&mut view, None, &grid, 1.0, 3, Border::Zero).unwrap();
             let mut window = vec![f32::NAN; 16 * 16 * 3];
             for position in grid.positions() {
                 cutter.cut(position, &mut window).unwrap();
@@ -181,6 +225,32 @@ mod tests {
                     let inside = (0..height as isize).contains(&y) && (0..width as isize).contains(&x);
                     let want = if inside { value(y as usize, x as usize) } else { 0.0 };
                     assert_eq!(*got, want, "{height} x {width}, {position:?}, {y}, {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn windows_hold_the_mirror_image_around_small_images() {
+        for (height, width) in [(1, 1), (7, 50), (50, 7), (5, 3), (15, 17)] {
+            let data = grey(height, width);
+            let mut view = ImageView::new(&data, width, height, PixelFormat::Grey8).unwrap();
+            let grid = WindowGrid::new(height, width, 16, 0.25).unwrap();
+            let mut cutter = Cutter::new(&mut view, None, &grid, 1.0, 1, Border::Mirror).unwrap();
+            let mut window = vec![f32::NAN; 16 * 16];
+            let inward = |mut index: isize, size: usize| {
+                let size = size as isize;
+                while !(0..size).contains(&index) {
+                    index = if index < 0 { -1 - index } else { 2 * size - 1 - index };
+                }
+                index as usize
+            };
+            for position in grid.positions() {
+                cutter.cut(position, &mut window).unwrap();
+                for (i, got) in window.iter().enumerate() {
+                    let y = inward(position.top + (i / 16) as isize, height);
+                    let x = inward(position.left + (i % 16) as isize, width);
+                    assert_eq!(*got, value(y, x), "{height} x {width}, {position:?}, {y}, {x}");
                 }
             }
         }
@@ -201,7 +271,7 @@ mod tests {
     fn other_channels_are_an_error() {
         let mut view = ImageView::new(&[255, 0, 0], 1, 1, PixelFormat::Rgb8).unwrap();
         let grid = WindowGrid::new(1, 1, 16, 0.25).unwrap();
-        assert!(matches!(Cutter::new(&mut view, None, &grid, 1.0, 4), Err(Error::Image(_))));
+        assert!(matches!(Cutter::new(&mut view, None, &grid, 1.0, 4, Border::Zero), Err(Error::Image(_))));
     }
 
     #[test]
@@ -227,7 +297,7 @@ mod tests {
         }
         let grid = WindowGrid::new(3, 4, 16, 0.25).unwrap();
         let mut source = Broken;
-        let mut cutter = Cutter::new(&mut source, None, &grid, 1.0, 3).unwrap();
+        let mut cutter = Cutter::new(&mut source, None, &grid, 1.0, 3, Border::Zero).unwrap();
         let position = grid.positions().next().unwrap();
         let error = cutter.cut(position, &mut vec![0.0; 16 * 16 * 3]).unwrap_err();
         assert!(error.to_string().contains("row 2, column 3"), "{error}");

@@ -15,6 +15,7 @@ mod sliding;
 pub mod window;
 
 pub use band::Band;
+pub use cut::mirrored;
 pub use features::{FeatureMap, FeatureOptions, Features, WindowFeatures};
 pub use head::{fold_heads, head_shape};
 pub use rescale::Scaling;

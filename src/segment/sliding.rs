@@ -191,7 +191,8 @@ impl SlidingNetwork {
         let channels = self.model.metadata().unet.in_channels;
         let window_len = product(&[self.window, self.window, channels], "a window")?;
         let intensities = self.range().scale(source)?;
-        let mut cutter = Cutter::new(source, intensities, grid, scaled.scale, channels)?;
+        let border = self.model.metadata().border;
+        let mut cutter = Cutter::new(source, intensities, grid, scaled.scale, channels, border)?;
         let mut batch = Vec::new();
         let mut done = 0;
         while done < total {

@@ -19,27 +19,30 @@ use serde_json::Value;
 
 /// Every GPU of this machine, software ones included, in every precision that it has; says so where there is none.
 pub(crate) fn gpus() -> &'static [(String, Precision, Device)] {
-    static GPUS: LazyLock<Vec<(String, Precision, Device)>> = LazyLock::new(|| {
-        let mut found = Vec::new();
-        for (number, info) in Device::list().unwrap().iter().enumerate() {
-            if info.kind == DeviceKind::Cpu {
+    static GPUS: LazyLock<Vec<(String, Precision, Device)>> = LazyLock::new(open_gpus);
+    &GPUS
+}
+
+/// As [`gpus`], but opened for the caller alone.
+pub(crate) fn open_gpus() -> Vec<(String, Precision, Device)> {
+    let mut found = Vec::new();
+    for (number, info) in Device::list().unwrap().iter().enumerate() {
+        if info.kind == DeviceKind::Cpu {
+            continue;
+        }
+        for precision in [Precision::F32, Precision::F16] {
+            if precision == Precision::F16 && !info.supports.contains(&"f16") {
                 continue;
             }
-            for precision in [Precision::F32, Precision::F16] {
-                if precision == Precision::F16 && !info.supports.contains(&"f16") {
-                    continue;
-                }
-                let options = DeviceOptions { precision, ..DeviceOptions::default() };
-                let device = Device::select(&number.to_string(), &options).unwrap();
-                found.push((info.name.clone(), precision, device));
-            }
+            let options = DeviceOptions { precision, ..DeviceOptions::default() };
+            let device = Device::select(&number.to_string(), &options).unwrap();
+            found.push((info.name.clone(), precision, device));
         }
-        if found.is_empty() {
-            eprintln!("no GPU: its engine is not tested");
-        }
-        found
-    });
-    &GPUS
+    }
+    if found.is_empty() {
+        eprintln!("no GPU: its engine is not tested");
+    }
+    found
 }
 
 /// `count` values in [0, 1), multiples of 2^-24: a splitmix64 stream seeded with `fnv1a64(name) + salt`.

@@ -35,6 +35,7 @@ pub(crate) fn metadata() -> Metadata {
         features: FeatureConfig { timesteps: vec![50, 250], blocks: vec![0, 1, 2], normalise: false },
         window: WINDOW,
         overlap: 0.25,
+        border: mdm::model::Border::Zero,
         microns_per_pixel: Some(0.5),
         classes: ["background", "nucleus", "border"].map(class).to_vec(),
         heads: 2,

@@ -59,6 +59,7 @@ pub(crate) static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
         features,
         window: 32,
         overlap: 0.25,
+        border: mdm::model::Border::Zero,
         microns_per_pixel: Some(0.5),
         classes: ["background", "nucleus", "border"].map(class).to_vec(),
         heads: 2,

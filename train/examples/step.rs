@@ -117,6 +117,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         loss: Loss::default(),
         recompute: word("recompute"),
         ema_rates: vec![0.9999],
+        blocks: Vec::new(),
     };
     let mut parameters = MapWeights::default();
     for (name, shape) in options.unet.parameters() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mdm::control::Control;
 use mdm::model::{MapWeights, UnetConfig, WeightSource};
 
+use crate::differentiate::Program;
 use crate::loss::Loss;
 
 /// What the network of a [`Learner`] looks like and how much of it is in memory at a time.
@@ -23,6 +24,19 @@ pub struct LearnerOptions {
     pub recompute: bool,
     /// Decay rates of the exponential moving averages of the parameters that are kept; the first is the one exported.
     pub ema_rates: Vec<f64>,
+    /// Decoder blocks whose activations are the answer, ascending: a loss that the caller computes from these is minimised then,
+    /// and what comes after the last one is not trained. None of them: images are restored, and `loss` is minimised.
+    pub blocks: Vec<usize>,
+}
+
+impl LearnerOptions {
+    /// The step that an engine runs.
+    pub(crate) fn program(&self) -> mdm::Result<Program> {
+        if self.blocks.is_empty() {
+            return Program::new(&self.unet, self.microbatch, self.size, self.loss, self.recompute);
+        }
+        Program::of_blocks(&self.unet, self.microbatch, self.size, &self.blocks, self.recompute)
+    }
 }
 
 /// One micro-batch.
@@ -126,6 +140,25 @@ pub trait Learner: Send {
     /// `OutOfMemory`, `DeviceLost`. After an error the gathered gradients are unspecified until they are
     /// [dropped](Self::drop_gradients).
     fn accumulate(&mut self, batch: &Microbatch<'_>, share: f32, control: &Control<'_>) -> mdm::Result<f64>;
+
+    /// Runs the network forward, for learners of [`blocks`](LearnerOptions::blocks): their activations, each
+    /// `[microbatch, height, width, channels]`. `input` and `timesteps` are as in [`Microbatch`].
+    ///
+    /// # Errors
+    /// As [`accumulate`](Self::accumulate).
+    fn activations(
+        &mut self,
+        input: &[f32],
+        timesteps: &[f32],
+        control: &Control<'_>,
+    ) -> mdm::Result<Vec<Vec<f32>>>;
+
+    /// Runs the network back from the gradients of a loss with respect to the last [`activations`](Self::activations), and adds
+    /// the parameters' gradients to those gathered since the last update.
+    ///
+    /// # Errors
+    /// As [`accumulate`](Self::accumulate).
+    fn propagate(&mut self, gradients: &[Vec<f32>], control: &Control<'_>) -> mdm::Result<()>;
 
     /// What the network answered to the last micro-batch.
     fn last_answer(&mut self) -> mdm::Result<Vec<f32>>;

@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod optimise;
 pub mod pretrain;
 pub mod ranks;
+pub mod tune;
 
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]

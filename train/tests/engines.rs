@@ -93,8 +93,14 @@ impl Problem {
         plan.tensors = self.tensors;
         plan.arena_len = end;
         let parameters = plan.params.len();
-        let program =
-            Program { plan, parameters, instructions: vec![instruction.clone()], answer, target: answer };
+        let program = Program {
+            plan,
+            parameters,
+            instructions: vec![instruction.clone()],
+            forward: 0,
+            answers: vec![answer],
+            targets: vec![answer],
+        };
         let tensors = program.plan.tensors.clone();
         let values: Vec<(TensorId, Vec<f32>)> = self
             .given

@@ -44,6 +44,7 @@ fn options() -> LearnerOptions {
         loss: Loss::default(),
         recompute: false,
         ema_rates: vec![0.9, 0.99],
+        blocks: Vec::new(),
     }
 }
 

@@ -76,6 +76,7 @@ fn check(golden: &Golden, device: &Device, recompute: bool) {
         loss: Loss::Ssim { window: 5, sigma: 1.5, dynamic_range: 1.0, form: SsimForm::ClampedHalf },
         recompute,
         ema_rates: vec![meta["ema"].as_f64().unwrap()],
+        blocks: Vec::new(),
     };
     let mut learner = learner(device, &options, &state).unwrap();
     let losses = golden.f32("losses").unwrap();
@@ -197,6 +198,7 @@ fn options_that_cannot_be_are_errors() {
         loss: Loss::default(),
         recompute: false,
         ema_rates: vec![0.9999],
+        blocks: Vec::new(),
     };
     let ssim =
         |window, sigma, dynamic_range| Loss::Ssim { window, sigma, dynamic_range, form: SsimForm::OneMinus };

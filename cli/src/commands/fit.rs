@@ -14,6 +14,7 @@ use mdm_train::fit::{
 };
 use serde::Serialize;
 
+use super::tune::{self, TuneArguments};
 use crate::arguments::{ConfigurationArguments, FeatureArguments, microns, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result, usage};
@@ -96,6 +97,9 @@ pub(crate) struct Arguments {
     /// Fit on all labels at once, without the trial that measures the score on labels held out
     #[arg(long, help_heading = "Method")]
     no_held_out: bool,
+
+    #[command(flatten)]
+    tune: TuneArguments,
 
     #[command(flatten)]
     planes: PlaneArguments,
@@ -243,6 +247,32 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let backbone = open_model(&arguments.backbone, None, &arguments.configuration)?;
     arguments.planes.check(backbone.metadata().unet.in_channels)?;
     let device = arguments.device.open()?;
+    if arguments.tune.tune {
+        let reading = arguments.planes.options(arguments.mpp);
+        let progress = StepProgress::new("images");
+        let notes = ImageNotes::for_fitting(backbone.metadata().microns_per_pixel);
+        return arguments.tune.run(tune::Job {
+            backbone: &backbone,
+            device: &device,
+            images: &mut Pairs {
+                pairs: &pairs,
+                backbone: &backbone,
+                reading: &reading,
+                notes,
+                progress: &progress,
+                current: None,
+            },
+            classes: classes(&names, count),
+            mpp: arguments.mpp,
+            range: arguments.range.clone(),
+            features: arguments.features.config(backbone.metadata()),
+            seed: arguments.seed,
+            balance: arguments.balance,
+            held_out: !arguments.no_held_out,
+            output: &arguments.output,
+            json: arguments.json,
+        });
+    }
     let fitted = Job {
         backbone: &backbone,
         device: &device,

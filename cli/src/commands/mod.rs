@@ -10,3 +10,4 @@ pub(crate) mod import;
 pub(crate) mod info;
 pub(crate) mod pretrain;
 pub(crate) mod segment;
+pub(crate) mod tune;

@@ -24,14 +24,31 @@ const SAMPLES: usize = 16;
 const SIDE: usize = 64;
 const CHANNELS: usize = 384;
 
+/// Multiplications of it.
+const WORK: usize = 9 * SAMPLES * SIDE * SIDE * CHANNELS * CHANNELS;
+
 /// Runs, of which the fastest counts.
 const RUNS: usize = 3;
+
+/// Runs before the first of these.
+const WARM_UP: usize = 8;
 
 /// Measures all fragments.
 ///
 /// # Errors
 /// Those of the device, also that it has no memory for it.
 pub(super) fn rates(context: &Context, unit: Cooperative) -> Result<Rates> {
+    let seconds = seconds(context, unit)?;
+    Ok(seconds.map(|own| seconds[0] / own))
+}
+
+fn permutation(unit: Cooperative, fragments: Fragments) -> Permutation {
+    let plain = Permutation::plain(Shader::ConvCooperative, ValueType::F16);
+    Permutation { cooperative: Some(unit), fragments, ..plain }.with_own_terms()
+}
+
+/// Seconds that the convolution takes with each of the fragments.
+fn seconds(context: &Context, unit: Cooperative) -> Result<[f64; Fragments::ALL.len()]> {
     use wgpu::BufferUsages as Usage;
     let rows = SAMPLES * SIDE * SIDE;
     let values = |count, seed| upload(context, "calibration", &numbers(count, seed), ValueType::F16);
@@ -50,13 +67,12 @@ pub(super) fn rates(context: &Context, unit: Cooperative) -> Result<Rates> {
     context.queue.write_buffer(&params.buffer, 0, bytemuck::cast_slice(&words));
 
     let mut seconds = [f64::INFINITY; Fragments::ALL.len()];
+    let mut known = false;
     for (best, fragments) in seconds.iter_mut().zip(Fragments::ALL) {
-        let plain = Permutation::plain(Shader::ConvCooperative, ValueType::F16);
-        let permutation = Permutation { cooperative: Some(unit), fragments, ..plain }.with_own_terms();
+        let permutation = permutation(unit, fragments);
         let (tile_rows, tile_columns) = fragments.tile(unit);
         let tiles = rows.div_ceil(tile_rows as usize) * CHANNELS.div_ceil(tile_columns as usize);
-        let work = (9 * rows * CHANNELS * CHANNELS) as f64;
-        let dispatch = Dispatch::new(context, permutation, word(tiles)?, work, |number, kind| {
+        let dispatch = Dispatch::new(context, permutation, word(tiles)?, WORK as f64, |number, kind| {
             Bound::whole(match (kind, number) {
                 (BindingKind::Uniform, _) => &params,
                 (_, 1) => &input,
@@ -66,18 +82,21 @@ pub(super) fn rates(context: &Context, unit: Cooperative) -> Result<Rates> {
                 (BindingKind::ReadWrite, _) => &nothing[1],
             })
         })?;
-        // The first one raises the clocks.
-        for _ in 0..=RUNS {
+        // The first ones raise the clocks, and the pace at which work is handed over.
+        let warm_up = if std::mem::replace(&mut known, true) { 1 } else { WARM_UP };
+        for run in 0..warm_up + RUNS {
             let control = Control::none();
             let mut encoder = Encoder::new(context, &control, None);
-            encoder.operation(std::iter::once(&dispatch), None)?;
             let began = Instant::now();
+            encoder.operation(std::iter::once(&dispatch), None)?;
             encoder.submit(|_| ())?;
             encoder.wait()?;
-            *best = best.min(began.elapsed().as_secs_f64());
+            if run >= warm_up {
+                *best = best.min(began.elapsed().as_secs_f64());
+            }
         }
     }
-    Ok(seconds.map(|own| seconds[0] / own))
+    Ok(seconds)
 }
 
 /// Rates as they are kept in a file.
@@ -96,8 +115,29 @@ pub(super) fn read(text: &str) -> Option<Rates> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use super::super::{GpuEngine, adapters};
     use super::*;
+    use crate::engine::{DeviceOptions, Precision};
+
+    /// Where there are matrix units, all divisions can be measured; `--nocapture` shows how fast they are.
+    #[test]
+    fn all_fragments_are_measured() {
+        let options = DeviceOptions { precision: Precision::F16, ..DeviceOptions::default() };
+        for adapter in adapters() {
+            let Some(unit) = adapter.cooperative().filter(|unit| *unit != Cooperative::METAL) else {
+                continue;
+            };
+            let context = GpuEngine::new(adapter, &options).and_then(|engine| engine.context()).unwrap();
+            let shaders = Fragments::ALL.map(|own| permutation(unit, own));
+            context.pipelines.compile(&context.device, &shaders).unwrap();
+            let seconds = context.checked(|| seconds(&context, unit)).unwrap();
+            for (fragments, seconds) in Fragments::ALL.iter().zip(seconds) {
+                println!("{fragments:?}: {:.1} TFLOP/s", 2e-12 * WORK as f64 / seconds);
+            }
+        }
+    }
 
     #[test]
     fn rates_are_read_as_they_are_written() {

@@ -40,10 +40,13 @@ pub struct Program {
     pub parameters: usize,
     /// What is to be done, in order.
     pub instructions: Vec<Instruction>,
-    /// What the network answers.
-    pub answer: TensorId,
-    /// Given by the caller: what it should have answered.
-    pub target: TensorId,
+    /// How many of them are the forward pass.
+    pub forward: usize,
+    /// What the network answers: the restored image, or the activations of decoder blocks.
+    pub answers: Vec<TensorId>,
+    /// Given by the caller, each shaped as its answer: what the network should have answered; or, before the instructions after
+    /// the forward pass, the gradient of a loss that the caller computes with respect to the answer.
+    pub targets: Vec<TensorId>,
 }
 
 impl Program {
@@ -76,32 +79,73 @@ impl Program {
         Self::of(plan, image, answer, loss, recompute)
     }
 
+    /// The step of a network whose answers are the activations of `blocks`, for a loss that the caller computes. Later blocks are
+    /// left out, and so are their parameters.
+    ///
+    /// # Errors
+    /// As [`Plan::new`]; [`Error::Invalid`] for networks that need classes.
+    pub fn of_blocks(
+        config: &UnetConfig,
+        batch: usize,
+        size: usize,
+        blocks: &[usize],
+        recompute: bool,
+    ) -> Result<Self> {
+        if config.num_classes.is_some() {
+            return Err(Error::invalid("network", "training takes networks without classes"));
+        }
+        let options = PlanOptions {
+            batch,
+            height: size,
+            width: size,
+            timestep_slots: 1,
+            corruption: None,
+            blocks: blocks.to_vec(),
+            image: false,
+            head: None,
+        };
+        let plan = Plan::new(config, options)?;
+        let (image, answers) = (plan.images[0], plan.outputs.clone());
+        Self::differentiated(plan, image, answers, None, recompute)
+    }
+
     /// The step of any operations: `answer` is compared with a target shaped alike, and gradients flow back to all
     /// parameters.
     ///
     /// # Errors
     /// As [`Loss::check`]; [`Error::Invalid`] for operations that have no gradient; [`Error::OutOfMemory`] where sizes overflow.
-    pub fn of(
+    pub fn of(plan: Plan, image: TensorId, answer: TensorId, loss: Loss, recompute: bool) -> Result<Self> {
+        loss.check()?;
+        Self::differentiated(plan, image, vec![answer], Some(loss), recompute)
+    }
+
+    fn differentiated(
         mut plan: Plan,
         image: TensorId,
-        answer: TensorId,
-        loss: Loss,
+        answers: Vec<TensorId>,
+        loss: Option<Loss>,
         recompute: bool,
     ) -> Result<Self> {
-        loss.check()?;
-        let target = plan.tensors.len();
-        let shape = plan.tensors[answer].clone();
-        plan.tensors.push(shape);
+        let targets: Vec<TensorId> = (plan.tensors.len()..).take(answers.len()).collect();
+        for &answer in &answers {
+            let shape = plan.tensors[answer].clone();
+            plan.tensors.push(shape);
+        }
         let parameters = plan.params.len();
         let forward = plan.ops.clone();
         let mut instructions: Vec<Instruction> = forward.iter().cloned().map(Instruction::Network).collect();
         let mut reverse = reverse::Reverse::new(&mut plan, &forward, &mut instructions);
-        reverse.loss(answer, target, loss);
+        for (&answer, &target) in answers.iter().zip(&targets) {
+            match loss {
+                Some(loss) => reverse.loss(answer, target, loss),
+                None => reverse.given(answer, target),
+            }
+        }
         let segments =
             if recompute { recompute::segments(&forward, &reverse.plan.params) } else { Vec::new() };
         reverse.run(&segments)?;
 
-        let mut program = Self { plan, parameters, instructions, answer, target };
+        let mut program = Self { plan, parameters, instructions, forward: forward.len(), answers, targets };
         program.place(image)?;
         Ok(program)
     }
@@ -119,14 +163,15 @@ impl Program {
             .map(|tensor| tensor.sample_len().checked_mul(batch).ok_or_else(too_large))
             .collect::<Result<Vec<_>>>()?;
         let accesses: Vec<Access> = self.instructions.iter().map(Instruction::access).collect();
-        let given: Vec<TensorId> = [image, self.target].iter().chain(&plan.timesteps).copied().collect();
+        let given: Vec<TensorId> =
+            [image].iter().chain(&self.targets).chain(&plan.timesteps).copied().collect();
         let (ranges, arena) = memory::arrange(
             &lengths,
             memory::ALIGNMENT,
             memory::UNDIVIDED,
             &accesses,
             &given,
-            &[self.answer],
+            &self.answers,
         )?;
         for (tensor, range) in plan.tensors.iter_mut().zip(ranges) {
             tensor.range = range;

@@ -56,6 +56,11 @@ impl<'a> Reverse<'a> {
         self.contribute(answer, Contribution::plain(output));
     }
 
+    /// An answer whose gradient is given.
+    pub(super) fn given(&mut self, answer: TensorId, gradient: TensorId) {
+        self.contribute(answer, Contribution::plain(gradient));
+    }
+
     /// The gradients of all operations; those in `segments` after their tensors were computed again.
     pub(super) fn run(&mut self, segments: &[Range<usize>]) -> Result<()> {
         let mut segments: Vec<Range<usize>> = segments.to_vec();

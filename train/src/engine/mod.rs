@@ -6,9 +6,31 @@ pub mod gpu;
 pub mod parameters;
 
 use mdm::engine::cpu::CpuEngine;
+use mdm::plan::TensorId;
 use mdm::{Device, Error, Result};
 
+use crate::differentiate::{Gradient, Instruction, Program};
 use crate::learner::{Learner, LearnerOptions, LearnerState};
+
+/// What a program that restores images answers, and its target.
+fn restored(program: &Program) -> Result<(TensorId, TensorId)> {
+    match (&program.answers[..], &program.targets[..], program.instructions.get(program.forward)) {
+        ([answer], [target], Some(Instruction::Gradient(Gradient::Loss { .. }))) => Ok((*answer, *target)),
+        _ => {
+            Err(Error::invalid("learner", "was made for the activations of blocks, not for restored images"))
+        }
+    }
+}
+
+/// The tensors that hold the gradients of a program's answers, with their values.
+fn given_gradients<'a>(program: &Program, gradients: &'a [Vec<f32>]) -> Result<Vec<(TensorId, &'a [f32])>> {
+    if restored(program).is_ok() || gradients.len() != program.targets.len() {
+        let reason =
+            format!("{} are given, the learner has {} blocks", gradients.len(), program.targets.len());
+        return Err(Error::invalid("gradients", reason));
+    }
+    Ok(program.targets.iter().copied().zip(gradients.iter().map(Vec::as_slice)).collect())
+}
 
 /// A network that learns on `device`, going on from `state`.
 ///

@@ -160,7 +160,7 @@ pub fn collect(
 }
 
 /// Says which image it is that cannot be used.
-fn named(name: &str, error: Error) -> Error {
+pub(crate) fn named(name: &str, error: Error) -> Error {
     match error {
         Error::Image(reason) => Error::Image(format!("{name}: {reason}")),
         other => other,

@@ -30,6 +30,12 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
+    /// The columns `from..to` of a matrix that is not transposed.
+    pub(crate) fn columns_of(self, from: usize, to: usize) -> Self {
+        let end = if self.rows == 0 { from } else { (self.rows - 1) * self.row_stride + to };
+        Self { data: &self.data[from..end], columns: to - from, ..self }
+    }
+
     /// The transpose.
     pub(crate) fn transposed(self) -> Self {
         Self {

@@ -1,6 +1,6 @@
 //! Fits heads on labelled pixels of a few images.
 
-mod chunk;
+pub(crate) mod chunk;
 mod collect;
 mod ensemble;
 mod fitter;
@@ -9,20 +9,21 @@ mod folded;
 mod gpu;
 mod kept;
 mod labels;
-mod matrix;
+pub(crate) mod matrix;
 mod options;
 mod parameters;
 mod place;
 mod predictor;
-mod random;
+pub(crate) mod random;
 mod run;
 mod samples;
-mod standardise;
+pub(crate) mod standardise;
 mod state;
 #[cfg(test)]
 mod tests;
 mod trainer;
 
+pub(crate) use collect::named;
 pub use collect::{Collected, HeldOutPart, ImageWarning, collect};
 pub use ensemble::{FittedHeads, fit_heads};
 pub use fitter::{HeadFitter, LabelReport};

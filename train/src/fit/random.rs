@@ -24,6 +24,11 @@ impl Random {
         (((self.next() >> 32) * u64::from(limit)) >> 32) as u32
     }
 
+    /// Uniform in [0, 1).
+    pub(crate) fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
     /// Normal with mean 0 and standard deviation 1.
     ///
     /// It is computed in f64 and rounded, which hides how platforms differ in the last bit of a logarithm or cosine.

@@ -41,8 +41,14 @@ impl Standardisation {
                 *sum += (f64::from(value) - mean).powi(2);
             }
         }
-        let inverse = variance.iter().zip(&mean).map(|(sum, mean)| {
-            let deviation = (sum / count).sqrt();
+        variance.iter_mut().for_each(|sum| *sum /= count);
+        Self::from_moments(&mean, &variance)
+    }
+
+    /// That of channels of these means and variances.
+    pub(crate) fn from_moments(mean: &[f64], variance: &[f64]) -> Self {
+        let inverse = variance.iter().zip(mean).map(|(variance, mean)| {
+            let deviation = variance.sqrt();
             // Below this, what varies is rounding.
             let constant = deviation <= 1e-6 * mean.abs() || deviation < 1e-30;
             if constant { 0.0 } else { (1.0 / deviation) as f32 }
@@ -51,7 +57,6 @@ impl Standardisation {
     }
 
     /// What is subtracted from each channel, and what it is multiplied by then.
-    #[cfg(feature = "gpu")]
     pub(crate) fn channels(&self) -> [&[f32]; 2] {
         [&self.mean, &self.inverse]
     }

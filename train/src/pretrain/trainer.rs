@@ -136,6 +136,7 @@ impl Trainer {
             loss: recipe.loss,
             recompute: recipe.recompute,
             ema_rates: recipe.ema_rates.clone(),
+            blocks: Vec::new(),
         };
         let learner = learner(device, &options, &state)?;
         drop(state);

@@ -92,7 +92,7 @@ impl Engine for Cpu {
 
     fn run(&self, program: Program, given: &Given) -> Outcome {
         let engine = self.0.engine().as_any().downcast_ref::<CpuEngine>().unwrap();
-        let (places, answer) = (Places::new(program.params()), program.answer);
+        let (places, answer) = (Places::new(program.params()), program.answers[0]);
         let mut gradients = Buffer::zeroed(places.len()).unwrap();
         let values = Values { places: &places, flat: &given.params.concat() };
         let tensors: Vec<(TensorId, &[f32])> =
@@ -124,7 +124,7 @@ impl Engine for Gpu {
 
     fn run(&self, program: Program, given: &Given) -> Outcome {
         let engine = self.0.engine().as_any().downcast_ref::<GpuEngine>().unwrap();
-        let (places, answer) = (Places::new(program.params()), program.answer);
+        let (places, answer) = (Places::new(program.params()), program.answers[0]);
         let tensors: Vec<(TensorId, &[f32])> =
             given.tensors.iter().map(|(id, values)| (*id, values.as_slice())).collect();
         let mut program = GpuProgram::new(engine, program).unwrap();

@@ -148,7 +148,7 @@ impl Builder {
 
 fn given(program: &Program) -> Given {
     let plan = &program.plan;
-    let tensors = plan.images.iter().chain(&plan.timesteps).chain([&program.target]).map(|&id| {
+    let tensors = plan.images.iter().chain(&plan.timesteps).chain([&program.targets[0]]).map(|&id| {
         let count = plan.tensors[id].sample_len() * plan.options.batch;
         let mut values = values(&format!("tensor{id}"), count);
         if plan.tensors[id].sample_len() == 1 {

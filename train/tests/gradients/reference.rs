@@ -33,9 +33,9 @@ pub(crate) fn expected(program: &Program, given: &Given) -> Expected {
         Instruction::Gradient(Gradient::Loss { loss, .. }) => Some(*loss),
         _ => None,
     });
-    let answer = reference.maps[&program.answer].clone();
-    let target = reference.maps[&program.target].clone();
-    let shape = reference.shape(program.answer);
+    let answer = reference.maps[&program.answers[0]].clone();
+    let target = reference.maps[&program.targets[0]].clone();
+    let shape = reference.shape(program.answers[0]);
     let mut tape = reference.tape;
     let loss = loss_of(&mut tape, loss.unwrap(), shape, program.plan.options.batch, &answer, &target);
     let gradient = tape.gradient(loss);

@@ -45,6 +45,7 @@ pub(crate) fn backbone(microns_per_pixel: Option<f64>) -> Model {
         features: FeatureConfig { timesteps: vec![50], blocks, normalise: false },
         window: WINDOW,
         overlap: 0.2,
+        border: mdm::model::Border::Zero,
         microns_per_pixel,
         ..Metadata::new(unet)
     };

@@ -8,6 +8,7 @@ mod maps;
 mod outer;
 mod vectors;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -26,6 +27,7 @@ use self::attention::Attention;
 use self::conv_weight::ConvWeight;
 use self::vectors::{Linear, NormCoefficients};
 use super::parameters::{Gradients, Places, Values};
+use super::{given_gradients, restored};
 use crate::differentiate::{Gradient, Instruction, Program};
 use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch, StatePart, Update, UpdateReport};
 use crate::optimise;
@@ -93,13 +95,29 @@ impl CpuProgram {
         &self.seconds
     }
 
-    /// Runs the program on `given`, values of tensors, and adds `share` of the gradients of all parameters to `gradients`.
-    /// Returns the loss.
+    /// Runs the whole program on `given`, values of tensors, and adds `share` of the gradients of all parameters to
+    /// `gradients`. Returns the loss.
     ///
     /// # Errors
     /// [`Error::Cancelled`] between two instructions; [`Error::OutOfMemory`].
     pub fn run(
         &mut self,
+        given: &[(usize, &[f32])],
+        values: &Values<'_>,
+        gradients: &mut Buffer,
+        share: f32,
+        control: &Control<'_>,
+    ) -> Result<f64> {
+        self.run_part(0..self.program.instructions.len(), given, values, gradients, share, control)
+    }
+
+    /// As [`run`](Self::run), the instructions of `part` alone.
+    ///
+    /// # Errors
+    /// As there.
+    fn run_part(
+        &mut self,
+        part: Range<usize>,
         given: &[(usize, &[f32])],
         values: &Values<'_>,
         gradients: &mut Buffer,
@@ -133,7 +151,7 @@ impl CpuProgram {
         let (packed, seconds) = (&mut self.packed, &mut self.seconds);
         self.pool.run(control, || {
             let mut loss = 0.0;
-            for (instruction, seconds) in program.instructions.iter().zip(seconds) {
+            for (instruction, seconds) in program.instructions[part.clone()].iter().zip(&mut seconds[part]) {
                 control.check()?;
                 let start = Instant::now();
                 match instruction {
@@ -320,8 +338,7 @@ impl CpuLearner {
     /// # Errors
     /// As [`learner`](super::learner).
     pub fn new(engine: &CpuEngine, options: LearnerOptions, state: &LearnerState) -> Result<Self> {
-        let program =
-            Program::new(&options.unet, options.microbatch, options.size, options.loss, options.recompute)?;
+        let program = options.program()?;
         let places = Places::new(program.params());
         let buffer = || Buffer::zeroed(places.len());
         let mut learner = Self {
@@ -365,13 +382,37 @@ impl Learner for CpuLearner {
     fn accumulate(&mut self, batch: &Microbatch<'_>, share: f32, control: &Control<'_>) -> Result<f64> {
         let program = &self.program.program;
         let (image, timesteps) = (program.plan.images[0], program.plan.timesteps[0]);
-        let given = [(image, batch.input), (program.target, batch.target), (timesteps, batch.timesteps)];
+        let target = restored(program)?.1;
+        let given = [(image, batch.input), (target, batch.target), (timesteps, batch.timesteps)];
         let values = Values { places: &self.places, flat: self.parameters.slice() };
         self.program.run(&given, &values, &mut self.gradients, share, control)
     }
 
     fn last_answer(&mut self) -> Result<Vec<f32>> {
-        Ok(self.program.tensor(self.program.program.answer).to_vec())
+        Ok(self.program.tensor(restored(&self.program.program)?.0).to_vec())
+    }
+
+    fn activations(
+        &mut self,
+        input: &[f32],
+        timesteps: &[f32],
+        control: &Control<'_>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let program = &self.program.program;
+        let given = [(program.plan.images[0], input), (program.plan.timesteps[0], timesteps)];
+        let values = Values { places: &self.places, flat: self.parameters.slice() };
+        let forward = 0..program.forward;
+        self.program.run_part(forward, &given, &values, &mut self.gradients, 1.0, control)?;
+        Ok(self.program.program.answers.iter().map(|&id| self.program.tensor(id).to_vec()).collect())
+    }
+
+    fn propagate(&mut self, gradients: &[Vec<f32>], control: &Control<'_>) -> Result<()> {
+        let program = &self.program.program;
+        let given = given_gradients(program, gradients)?;
+        let values = Values { places: &self.places, flat: self.parameters.slice() };
+        let backward = program.forward..program.instructions.len();
+        self.program.run_part(backward, &given, &values, &mut self.gradients, 1.0, control)?;
+        Ok(())
     }
 
     fn parameters(&self) -> &[String] {

@@ -30,7 +30,7 @@ use mdm::{Error, Result};
 use self::optimiser::Optimiser;
 pub use self::program::GpuProgram;
 pub use self::shaders::permutations;
-use crate::differentiate::Program;
+use super::{given_gradients, restored};
 use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch, StatePart, Update, UpdateReport};
 
 /// A network that learns on a GPU.
@@ -60,9 +60,7 @@ impl GpuLearner {
     /// # Errors
     /// As [`learner`](super::learner).
     pub fn new(engine: &GpuEngine, options: LearnerOptions, state: &LearnerState) -> Result<Self> {
-        let program =
-            Program::new(&options.unet, options.microbatch, options.size, options.loss, options.recompute)?;
-        let program = GpuProgram::new(engine, program)?;
+        let program = GpuProgram::new(engine, options.program()?)?;
         let context = program.context.clone();
         let optimiser = context.checked(|| Optimiser::new(&context, &program, &options.ema_rates))?;
         let names = program.parameters().params().iter().map(|param| param.name.clone()).collect();
@@ -85,12 +83,38 @@ impl Learner for GpuLearner {
     fn accumulate(&mut self, batch: &Microbatch<'_>, share: f32, control: &Control<'_>) -> Result<f64> {
         let program = self.program.program();
         let (image, timesteps) = (program.plan.images[0], program.plan.timesteps[0]);
-        let given = [(image, batch.input), (program.target, batch.target), (timesteps, batch.timesteps)];
+        let target = restored(program)?.1;
+        let given = [(image, batch.input), (target, batch.target), (timesteps, batch.timesteps)];
         self.program.run(&given, share * self.loss_scale, control)
     }
 
     fn last_answer(&mut self) -> Result<Vec<f32>> {
-        self.program.tensor(self.program.program().answer)
+        self.program.tensor(restored(self.program.program())?.0)
+    }
+
+    fn activations(
+        &mut self,
+        input: &[f32],
+        timesteps: &[f32],
+        control: &Control<'_>,
+    ) -> Result<Vec<Vec<f32>>> {
+        let program = self.program.program();
+        let given = [(program.plan.images[0], input), (program.plan.timesteps[0], timesteps)];
+        let forward = 0..program.forward;
+        self.program.run_part(forward, &given, 1.0, control)?;
+        self.program.program().answers.iter().map(|&id| self.program.tensor(id)).collect()
+    }
+
+    fn propagate(&mut self, gradients: &[Vec<f32>], control: &Control<'_>) -> Result<()> {
+        let scaled: Vec<Vec<f32>> = gradients
+            .iter()
+            .map(|values| values.iter().map(|value| value * self.loss_scale).collect())
+            .collect();
+        let program = self.program.program();
+        let given = given_gradients(program, &scaled)?;
+        let backward = program.forward..program.instructions.len();
+        self.program.run_part(backward, &given, 1.0, control)?;
+        Ok(())
     }
 
     fn parameters(&self) -> &[String] {

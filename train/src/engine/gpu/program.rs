@@ -1,5 +1,6 @@
 //! A program with its memory on a device.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use mdm::control::Control;
@@ -79,13 +80,13 @@ impl GpuProgram {
         let accesses: Vec<Access> = program.instructions.iter().map(Instruction::access).collect();
         let given = given(&program, &accesses);
         let (ranges, arena) =
-            memory::arrange(&lengths, ALIGNMENT, context.segment, &accesses, &given, &[program.answer])?;
+            memory::arrange(&lengths, ALIGNMENT, context.segment, &accesses, &given, &program.answers)?;
 
         let parameters = Places::new(program.params());
         let layout = Layout::new(&context, &parameters);
         let values = Pages::new(&context, "parameters", &layout)?;
         let gradients = Pages::new(&context, "gradients", &layout)?;
-        let count = batch * plan.tensors[program.answer].sample_len();
+        let count = batch * plan.tensors[program.answers[0]].sample_len();
         let share = context.buffer("share of the gradient", 4, Usage::STORAGE | Usage::COPY_DST)?;
         let sums = program.instructions.iter().find_map(|instruction| match instruction {
             Instruction::Gradient(Gradient::Loss { loss, answer, .. }) => {
@@ -142,13 +143,27 @@ impl GpuProgram {
         &self.parameters
     }
 
-    /// Runs the program on `given`, values of tensors, and adds `share` of the gradients of all parameters to those that are
-    /// there. Returns the loss, if the program has one.
+    /// Runs the whole program on `given`, values of tensors, and adds `share` of the gradients of all parameters to those that
+    /// are there. Returns the loss, if the program has one.
     ///
     /// # Errors
     /// [`Error::Invalid`] for lengths that are not the program's; [`Error::Cancelled`] between two submissions; those of the
     /// device.
     pub fn run(&mut self, given: &[(TensorId, &[f32])], share: f32, control: &Control<'_>) -> Result<f64> {
+        self.run_part(0..self.program.instructions.len(), given, share, control)
+    }
+
+    /// As [`run`](Self::run), the instructions of `part` alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn run_part(
+        &mut self,
+        part: Range<usize>,
+        given: &[(TensorId, &[f32])],
+        share: f32,
+        control: &Control<'_>,
+    ) -> Result<f64> {
         let plan = &self.program.plan;
         for (id, values) in given {
             let len = plan.tensors[*id].sample_len() * plan.options.batch;
@@ -166,7 +181,7 @@ impl GpuProgram {
             let share = share / self.count as f32;
             write(&context, &self.share.buffer, 0, &[share], ValueType::F32);
             let mut encoder = Encoder::new(&context, control, None);
-            for dispatches in &self.prepared.steps {
+            for dispatches in &self.prepared.steps[part] {
                 encoder.operation(dispatches.iter(), None)?;
             }
             encoder.submit(|_| ())?;
@@ -312,7 +327,7 @@ impl Targets<'_> {
 fn given(program: &Program, accesses: &[Access]) -> Vec<TensorId> {
     let plan = &program.plan;
     let mut given: Vec<TensorId> =
-        plan.images.iter().chain(&plan.timesteps).chain([&program.target]).copied().collect();
+        plan.images.iter().chain(&plan.timesteps).chain(&program.targets).copied().collect();
     let mut written = vec![false; plan.tensors.len()];
     for access in accesses {
         given.extend(access.reads.iter().copied().filter(|&id| !written[id]));
