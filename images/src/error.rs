@@ -25,6 +25,14 @@ pub(crate) fn damaged(path: &Path, reason: impl std::fmt::Display) -> FileError 
     failed(path, format!("is damaged or cut short: {reason}"))
 }
 
+/// A file that cannot be read, most often because it ends too early.
+pub(crate) fn broken_off(path: &Path, error: &std::io::Error) -> FileError {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => damaged(path, "it ends too early"),
+        _ => damaged(path, error),
+    }
+}
+
 /// A sound file that holds something that is not read, and how to save it instead.
 pub(crate) fn unsupported(
     path: &Path,

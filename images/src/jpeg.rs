@@ -1,5 +1,7 @@
 //! JPEG files, and JPEG within TIFF files. A picture that is not whole is an error.
 
+use std::io::Cursor;
+
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -7,12 +9,22 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::orientation::Orientation;
 
+/// Bits that mean nothing, as a JPEG has them: no code consists of ones.
+const NO_CODE: [u8; 2] = [0xFF, 0];
+
+/// How often these follow the image. A decoder that has all it needs does not get there.
+const AFTER: usize = 64;
+
+/// Bytes that may be left over when all pixels have been decoded.
+const LEFT_OVER: usize = 64;
+
 /// A JPEG whose headers have been read.
-pub(crate) struct Jpeg<'a> {
-    bytes: &'a [u8],
-    decoder: JpegDecoder<ZCursor<&'a [u8]>>,
+pub(crate) struct Jpeg {
+    bytes: Vec<u8>,
     pub(crate) width: usize,
     pub(crate) height: usize,
+    pub(crate) orientation: Orientation,
+    stored: ColorSpace,
 }
 
 /// In which colours pixels are wanted.
@@ -24,22 +36,22 @@ pub(crate) enum Colours {
     Stored,
 }
 
-impl<'a> Jpeg<'a> {
+fn options() -> DecoderOptions {
+    // Files of old programs have harmless oddities between headers; only the picture itself must be flawless.
+    let options = DecoderOptions::default().set_max_width(usize::MAX).set_max_height(usize::MAX);
+    options.set_strict_mode(false)
+}
+
+impl Jpeg {
     /// Reads the headers. Errors say in words what is wrong.
-    pub(crate) fn new(bytes: &'a [u8]) -> Result<Self, String> {
-        // Files of old programs have harmless oddities between headers; only the picture itself must be flawless.
-        let options = DecoderOptions::default()
-            .set_max_width(usize::MAX)
-            .set_max_height(usize::MAX)
-            .set_strict_mode(false);
-        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    pub(crate) fn new(bytes: Vec<u8>) -> Result<Self, String> {
+        let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes), options());
         decoder.decode_headers().map_err(|error| error.to_string())?;
         let (width, height) = decoder.dimensions().ok_or("it states no size")?;
-        Ok(Self { bytes, decoder, width, height })
-    }
-
-    pub(crate) fn orientation(&self) -> Orientation {
-        self.decoder.exif().map_or_else(Orientation::default, |exif| Orientation::from_exif(exif))
+        let orientation =
+            decoder.exif().map_or_else(Orientation::default, |exif| Orientation::from_exif(exif));
+        let stored = decoder.input_colorspace().unwrap_or(ColorSpace::YCbCr);
+        Ok(Self { width, height, orientation, stored, bytes })
     }
 
     /// Channels of the pixels in these colours.
@@ -48,8 +60,7 @@ impl<'a> Jpeg<'a> {
     }
 
     fn colour_space(&self, colours: Colours) -> ColorSpace {
-        let stored = self.decoder.input_colorspace().unwrap_or(ColorSpace::YCbCr);
-        match (colours, stored) {
+        match (colours, self.stored) {
             (Colours::Stored, stored) | (Colours::Seen, stored @ ColorSpace::Luma) => stored,
             (Colours::Seen, _) => ColorSpace::RGB,
         }
@@ -57,19 +68,30 @@ impl<'a> Jpeg<'a> {
 
     /// Decodes into `out`, which has room for exactly this image.
     pub(crate) fn decode(mut self, colours: Colours, out: &mut [u8]) -> Result<(), String> {
-        if !has_end(self.bytes) {
-            return Err("its end is missing".to_owned());
+        let colour_space = self.colour_space(colours);
+        let end = end(&self.bytes).ok_or("its end is missing")?;
+        // The decoder takes the end for that of the pixels wherever it comes, and fills up what is missing.
+        self.bytes.truncate(end);
+        self.bytes.extend(NO_CODE.repeat(AFTER));
+        self.bytes.extend([0xFF, 0xD9]);
+        let mut cursor = Cursor::new(self.bytes.as_slice());
+        let mut decoder = JpegDecoder::new_with_options(&mut cursor, options());
+        decoder.decode_headers().map_err(|error| error.to_string())?;
+        decoder.set_options(decoder.options().jpeg_set_out_colorspace(colour_space).set_strict_mode(true));
+        decoder.decode_into(out).map_err(|error| error.to_string())?;
+        drop(decoder);
+        let rest = self.bytes.get(cursor.position() as usize..end).unwrap_or_default();
+        // Some encoders fill up their files.
+        if rest.iter().filter(|byte| !matches!(byte, 0 | 0xFF)).count() > LEFT_OVER {
+            return Err("its pixels end before its data".to_owned());
         }
-        let options =
-            self.decoder.options().jpeg_set_out_colorspace(self.colour_space(colours)).set_strict_mode(true);
-        self.decoder.set_options(options);
-        self.decoder.decode_into(out).map_err(|error| error.to_string())
+        Ok(())
     }
 }
 
-/// Whether the marker for the end of the image follows the beginning of its pixels. Previews have such markers of their own, in
+/// Where the marker for the end of the image is, which follows the beginning of its pixels. Previews have such markers of their own, in
 /// segments before.
-fn has_end(bytes: &[u8]) -> bool {
+fn end(bytes: &[u8]) -> Option<usize> {
     const START_OF_SCAN: u8 = 0xDA;
     let mut at = 2;
     while let Some(&[marker, kind]) = bytes.get(at..at + 2) {
@@ -79,7 +101,7 @@ fn has_end(bytes: &[u8]) -> bool {
             continue;
         }
         if kind == START_OF_SCAN {
-            return bytes[at..].windows(2).any(|pair| pair == [0xFF, 0xD9]);
+            return bytes[at..].windows(2).position(|pair| pair == [0xFF, 0xD9]).map(|found| at + found);
         }
         let alone = matches!(kind, 0x01 | 0xD0..=0xD9);
         let length = match bytes.get(at + 2..at + 4) {
@@ -88,7 +110,7 @@ fn has_end(bytes: &[u8]) -> bool {
         };
         at += 2 + length;
     }
-    false
+    None
 }
 
 #[cfg(test)]
@@ -98,7 +120,7 @@ mod tests {
     #[test]
     fn the_end_of_a_preview_is_not_that_of_the_image() {
         let whole = [0xFF, 0xD8, 0xFF, 0xE1, 0, 4, 0xFF, 0xD9, 0xFF, 0xDA, 0, 2, 7, 0xFF, 0xD9, 5];
-        assert!(has_end(&whole));
-        assert!(!has_end(&whole[..14]) && !has_end(&whole[..9]) && !has_end(&[]));
+        assert_eq!(end(&whole), Some(13));
+        assert!([&whole[..14], &whole[..9], &[]].iter().all(|cut| end(cut).is_none()));
     }
 }

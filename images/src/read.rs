@@ -1,6 +1,5 @@
 //! Reads the pixels of PNG, JPEG, TIFF and BMP files as they are stored.
 
-use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
@@ -11,7 +10,7 @@ use image::codecs::bmp::BmpDecoder;
 use mdm::image::{ImageView, PixelFormat};
 
 use crate::choice::{Extent, ReadOptions};
-use crate::error::{FileError, Result, damaged, failed, unsupported};
+use crate::error::{FileError, Result, broken_off, damaged, failed, unsupported};
 use crate::guard::guarded;
 use crate::intensity::{DeclaredRange, StoredType};
 use crate::jpeg::{Colours, Jpeg};
@@ -114,18 +113,17 @@ impl Pixels {
 
     /// The higher of each two values; of NaN and a number, NaN.
     pub(crate) fn maximum(&mut self, other: &Pixels) {
-        fn higher<T: Copy + PartialOrd>(values: &mut [T], others: &[T]) {
+        fn combine<T: Copy>(values: &mut [T], others: &[T], higher: impl Fn(T, T) -> T) {
             for (value, other) in values.iter_mut().zip(others) {
-                // A NaN is neither, and has to be taken; where there is one already, it stays.
-                if matches!((*value).partial_cmp(other), Some(Ordering::Less)) || other != other {
-                    *value = *other;
-                }
+                *value = higher(*value, *other);
             }
         }
         match (self, other) {
-            (Pixels::U8(values), Pixels::U8(others)) => higher(values, others),
-            (Pixels::U16(values), Pixels::U16(others)) => higher(values, others),
-            (Pixels::F32(values), Pixels::F32(others)) => higher(values, others),
+            (Pixels::U8(values), Pixels::U8(others)) => combine(values, others, u8::max),
+            (Pixels::U16(values), Pixels::U16(others)) => combine(values, others, u16::max),
+            (Pixels::F32(values), Pixels::F32(others)) => {
+                combine(values, others, |a, b| if a.is_nan() || a >= b { a } else { b });
+            }
             _ => {}
         }
     }
@@ -238,9 +236,8 @@ pub fn image_size(path: &Path) -> Result<(usize, usize)> {
         Format::Tiff => tiff::size(path),
         Format::Png => png_file::size(path),
         Format::Jpeg => {
-            let bytes = whole_file(path)?;
-            let jpeg = Jpeg::new(&bytes).map_err(|error| damaged(path, error))?;
-            Ok(jpeg.orientation().size((jpeg.width, jpeg.height)))
+            let jpeg = Jpeg::new(whole_file(path)?).map_err(|error| damaged(path, error))?;
+            Ok(jpeg.orientation.size((jpeg.width, jpeg.height)))
         }
         Format::Bmp => {
             let (width, height) = bmp(path)?.dimensions();
@@ -361,10 +358,9 @@ fn whole_file(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn read_jpeg(path: &Path, limit: u64) -> Result<Stored> {
-    let bytes = whole_file(path)?;
-    let jpeg = Jpeg::new(&bytes).map_err(|error| damaged(path, error))?;
+    let jpeg = Jpeg::new(whole_file(path)?).map_err(|error| damaged(path, error))?;
     let (width, height, channels) = (jpeg.width, jpeg.height, jpeg.channels(Colours::Seen));
-    let orientation = jpeg.orientation();
+    let orientation = jpeg.orientation;
     let mut pixels = allocate(path, (width as u32, height as u32), channels, Kind::U8, limit)?;
     if let Pixels::U8(values) = &mut pixels {
         jpeg.decode(Colours::Seen, values).map_err(|error| damaged(path, error))?;
@@ -386,8 +382,15 @@ fn bmp(path: &Path) -> Result<BmpDecoder<BufReader<File>>> {
     let file = File::open(path).map_err(|error| cannot_open(path, &error))?;
     BmpDecoder::new(BufReader::new(file)).map_err(|error| match error {
         image::ImageError::Unsupported(_) => unsupported(path, "this kind of BMP", "save it as PNG"),
-        error => damaged(path, error),
+        error => bmp_damaged(path, &error),
     })
+}
+
+fn bmp_damaged(path: &Path, error: &image::ImageError) -> FileError {
+    match error {
+        image::ImageError::IoError(error) => broken_off(path, error),
+        error => damaged(path, error),
+    }
 }
 
 fn read_bmp(path: &Path, limit: u64) -> Result<Stored> {
@@ -399,7 +402,7 @@ fn read_bmp(path: &Path, limit: u64) -> Result<Stored> {
         if decoder.total_bytes() != values.len() as u64 {
             return Err(unsupported(path, "this kind of BMP", "save it as PNG"));
         }
-        decoder.read_image(values).map_err(|error| damaged(path, error))?;
+        decoder.read_image(values).map_err(|error| bmp_damaged(path, &error))?;
     }
     let colours = if channels < 3 { 1 } else { 3 };
     pixels.pick(channels, &[0, 1, 2][..colours]);

@@ -12,7 +12,7 @@ use tiff::encoder::{Compression, DeflateLevel, TiffEncoder, colortype};
 use tiff::tags::Tag;
 
 /// Damages of each file, unless a time is given.
-const ROUNDS: u64 = 250;
+const ROUNDS: u64 = 100;
 
 /// How long one file may take, on a busy machine.
 const LONGEST: Duration = Duration::from_secs(20);

@@ -6,6 +6,7 @@ use weezl::BitOrder;
 
 use super::page::{Meaning, Page};
 use crate::jpeg::{Colours, Jpeg};
+use crate::memory::zeros;
 
 /// How tiles and strips are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +160,7 @@ fn unpack_jpeg(page: &Page, data: Vec<u8>, (width, rows): (u32, u32), out: &mut 
         Some(tables) if data.starts_with(&[0xFF, 0xD8]) => [tables, &data[2..]].concat(),
         _ => data,
     };
-    let jpeg = Jpeg::new(&joined)?;
+    let jpeg = Jpeg::new(joined)?;
     let colours = if page.meaning == Meaning::YCbCr { Colours::Seen } else { Colours::Stored };
     let samples = if page.planar { 1 } else { page.samples };
     let channels = jpeg.channels(colours);
@@ -177,7 +178,7 @@ fn unpack_jpeg(page: &Page, data: Vec<u8>, (width, rows): (u32, u32), out: &mut 
         return jpeg.decode(colours, out);
     }
     // The last strip may hold more rows than the image has.
-    let mut all = vec![0; len];
+    let mut all = zeros(len).ok_or("there is no memory for a tile or strip")?;
     jpeg.decode(colours, &mut all)?;
     out.copy_from_slice(&all[..out.len()]);
     Ok(())

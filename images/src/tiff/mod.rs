@@ -41,6 +41,10 @@ pub(crate) fn read(path: &Path, options: &ReadOptions) -> Result<Stored> {
     {
         return Err(damaged(path, format!("after page {}: {reason}", tiff.len())));
     }
+    let damaged_after =
+        tiff.broken_after.as_ref().map(|_| format!("what comes before damaged page {}", tiff.len() + 1));
+    let left_out =
+        [damaged_after, chosen.left_out.clone()].into_iter().flatten().reduce(|a, b| format!("{a}, {b}"));
     let mut pixels = planes.read(&mut tiff, &chosen, chosen.z.start, options)?;
     for z in chosen.z.clone().skip(1) {
         pixels.maximum(&planes.read(&mut tiff, &chosen, z, options)?);
@@ -55,7 +59,7 @@ pub(crate) fn read(path: &Path, options: &ReadOptions) -> Result<Stored> {
         declared_range,
         orientation: orientation(&mut tiff, planes.first)?,
         pixel_size: planes.pixel_size(&mut tiff),
-        left_out: chosen.left_out,
+        left_out,
     })
 }
 

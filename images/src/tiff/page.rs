@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufReader, Seek, SeekFrom};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use tiff::decoder::ifd::Value;
@@ -11,7 +11,7 @@ use tiff::tags::Tag;
 use tiff::{Directory, TiffError};
 
 use super::compression::Compression;
-use crate::error::{FileError, Result, damaged, failed, unsupported};
+use crate::error::{FileError, Result, broken_off, damaged, failed, unsupported};
 use crate::intensity::{NumberKind, StoredType};
 
 /// Bytes that a tag's values may take.
@@ -21,6 +21,8 @@ const MOST_OF_A_TAG: usize = 256 << 20;
 pub(super) struct Tiff {
     pub(super) path: PathBuf,
     decoder: Decoder<BufReader<File>>,
+    /// Length of the file.
+    pub(super) bytes: u64,
     /// In the order of the file.
     directories: Vec<Directory>,
     /// Why there are no more of them, if the reason is not that the file says so.
@@ -71,8 +73,10 @@ pub(super) struct Page {
 impl Tiff {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|error| failed(path, format!("cannot be opened: {error}")))?;
+        let bytes = file.metadata().map_err(|error| failed(path, format!("cannot be read: {error}")))?.len();
         let mut limits = Limits::unlimited();
         limits.ifd_value_size = MOST_OF_A_TAG;
+        limits.decoding_buffer_size = MOST_OF_A_TAG;
         let mut decoder =
             Decoder::new(BufReader::new(file)).map_err(|error| unreadable(path, &error))?.with_limits(limits);
         let (mut directories, mut seen, mut broken_after) = (Vec::new(), HashSet::new(), None);
@@ -94,7 +98,7 @@ impl Tiff {
                 }
             }
         }
-        Ok(Self { path: path.to_owned(), decoder, directories, broken_after })
+        Ok(Self { path: path.to_owned(), decoder, bytes, directories, broken_after })
     }
 
     /// Number of directories.
@@ -106,11 +110,6 @@ impl Tiff {
         self.decoder.inner()
     }
 
-    pub(super) fn bytes_in_file(&mut self) -> Result<u64> {
-        let end = self.reader().seek(SeekFrom::End(0));
-        end.map_err(|error| failed(&self.path, format!("cannot be read: {error}")))
-    }
-
     pub(super) fn big_endian(&self) -> bool {
         self.decoder.byte_order() == tiff::tags::ByteOrder::BigEndian
     }
@@ -120,6 +119,9 @@ impl Tiff {
             .directories
             .get(index)
             .ok_or_else(|| damaged(&self.path, format!("it has no page {}", index + 1)))?;
+        if directory.get(tag).is_some_and(|entry| entry.count() > self.bytes) {
+            return Err(damaged(&self.path, "a tag claims more values than the file has bytes"));
+        }
         self.decoder
             .read_directory_tags(directory)
             .find_tag(tag)
@@ -147,10 +149,9 @@ impl Tiff {
 
     /// A tag's bytes as they are.
     pub(super) fn bytes(&mut self, index: usize, tag: Tag) -> Result<Vec<u8>> {
-        let in_file = self.bytes_in_file()?;
         let directory = self.directories.get(index);
         let Some(entry) = directory.and_then(|directory| directory.get(tag)) else { return Ok(Vec::new()) };
-        if entry.count() > in_file.min(MOST_OF_A_TAG as u64) {
+        if entry.count() > self.bytes.min(MOST_OF_A_TAG as u64) {
             return Err(damaged(&self.path, "a tag claims more bytes than the file has"));
         }
         let mut bytes = vec![0; entry.count() as usize];
@@ -329,5 +330,8 @@ fn append(value: &Value, numbers: &mut Vec<f64>) -> Option<()> {
 }
 
 fn unreadable(path: &Path, error: &TiffError) -> FileError {
-    damaged(path, error)
+    match error {
+        TiffError::IoError(error) => broken_off(path, error),
+        error => damaged(path, error),
+    }
 }

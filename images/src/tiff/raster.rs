@@ -7,7 +7,7 @@ use half::f16;
 
 use super::compression::{Compression, decompress};
 use super::page::{Meaning, Page, Tiff};
-use crate::error::{Result, damaged, unsupported};
+use crate::error::{Result, broken_off, damaged, unsupported};
 use crate::intensity::NumberKind;
 use crate::memory::{Kind, allocate, claimed_values, too_large, zeros};
 use crate::read::Pixels;
@@ -127,7 +127,7 @@ fn read_chunk(
     // Tiles are stored whole, strips end with the image.
     let rows_stored = if page.tiled { page.chunk.1 as usize } else { rows_in_image };
     let no_memory = || too_large(&path, page.chunk.0, page.chunk.1);
-    let cut = |error: std::io::Error| damaged(&path, error);
+    let cut = |error: std::io::Error| broken_off(&path, &error);
     if page.compression == Compression::None {
         let rows_at_once = (BAND / row_bytes).clamp(1, rows_in_image);
         let mut band: Vec<u8> = zeros(rows_at_once * row_bytes).ok_or_else(no_memory)?;
@@ -147,8 +147,7 @@ fn read_chunk(
         }
         return Ok(());
     }
-    let in_file = tiff.bytes_in_file()?;
-    let count = count.min(in_file.saturating_sub(offset)) as usize;
+    let count = count.min(tiff.bytes.saturating_sub(offset)) as usize;
     let mut data: Vec<u8> = zeros(count).ok_or_else(no_memory)?;
     tiff.reader().seek(SeekFrom::Start(offset)).map_err(cut)?;
     tiff.reader().read_exact(&mut data).map_err(cut)?;
