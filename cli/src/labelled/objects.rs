@@ -146,11 +146,8 @@ pub(crate) fn object_numbers(numbers: Numbers) -> Vec<u32> {
     }
 }
 
-/// Numbers of one file from which on they may be objects, or a picture.
+/// Numbers of one file from which on they may be objects, or a picture. Fewer classes may well be drawn with a stroke each.
 const MANY: usize = 8;
-
-/// As many classes may well be drawn with a stroke each.
-const STROKES: usize = 20;
 
 /// Mean size in pixels of the regions of a number that is no class.
 const SPECK: u64 = 8;
@@ -222,8 +219,9 @@ impl Look {
     }
 
     fn single_objects(&self) -> bool {
-        let enough = if self.mostly_unlabelled { STROKES } else { MANY };
-        self.numbers >= enough && self.single * 10 >= self.numbers * 9 && self.specks * 2 < self.numbers
+        let many = self.numbers >= MANY && self.single * 10 >= self.numbers * 9;
+        // Numbers beyond 255 are no classes whatever they look like.
+        (many && self.specks * 2 < self.numbers) || (self.is_wide() && self.single * 2 >= self.numbers)
     }
 
     fn numbered_through(&self) -> bool {
@@ -277,11 +275,11 @@ mod tests {
         let few = |count| discs(count, |disc| disc as u8 + 1);
         assert_eq!(verdict(&[few(3), few(5), few(2)]), Verdict::Objects);
         assert_eq!(verdict(&[few(3), few(3), few(3)]), Verdict::Classes);
-        // A stroke in each of ten classes.
-        let mut strokes = discs(10, |disc| disc as u8 + 1);
+        // A stroke in each of six classes.
+        let mut strokes = discs(6, |disc| disc as u8 + 1);
         let Numbers::Bytes(values) = &mut strokes.numbers else { unreachable!() };
         values.iter_mut().filter(|value| **value == 0).for_each(|value| *value = UNLABELLED);
-        values.extend([UNLABELLED; 60 * 6]);
+        values.extend([UNLABELLED; 36 * 6]);
         strokes.height += 6;
         assert_eq!(verdict(&[strokes]), Verdict::Classes);
     }
@@ -310,7 +308,7 @@ mod tests {
             .map(|at| match (at % width, at / width) {
                 (0..6, 0..6) => 7,
                 (6..12, 0..6) => 300,
-                (13, 1..3) => 2,
+                (x, 1..3) if x == width - 1 => 2,
                 (_, 6) => UNLABELLED_WIDE,
                 _ => 0,
             })
