@@ -12,6 +12,7 @@ pub mod corruption;
 pub mod engine;
 pub mod error;
 pub mod image;
+pub mod intensity;
 mod memory;
 pub mod model;
 pub mod plan;
@@ -21,6 +22,7 @@ pub use control::{CancelToken, Control, Progress};
 pub use engine::{Device, DeviceOptions};
 pub use error::{Error, Result};
 pub use image::{ImageSource, ImageView, PixelFormat};
+pub use intensity::IntensityRange;
 pub use model::Model;
 pub use segment::{Features, Segmenter};
 

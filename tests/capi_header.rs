@@ -20,6 +20,7 @@ fn mdm() -> Header {
             "errors",
             "log",
             "devices",
+            "intensities",
             "models",
             "images",
             "cancel",

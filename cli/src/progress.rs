@@ -85,6 +85,11 @@ impl StepProgress {
         self.0.set_position(progress.done);
     }
 
+    /// Runs something that prints.
+    pub(crate) fn suspend<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.0.suspend(work)
+    }
+
     pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
     }

@@ -19,3 +19,17 @@ pub type Result<T, E = FileError> = std::result::Result<T, E>;
 pub(crate) fn failed(path: &Path, reason: impl std::fmt::Display) -> FileError {
     FileError { path: path.to_owned(), reason: reason.to_string() }
 }
+
+/// A file that promises more than it holds.
+pub(crate) fn damaged(path: &Path, reason: impl std::fmt::Display) -> FileError {
+    failed(path, format!("is damaged or cut short: {reason}"))
+}
+
+/// A sound file that holds something that is not read, and how to save it instead.
+pub(crate) fn unsupported(
+    path: &Path,
+    what: impl std::fmt::Display,
+    instead: impl std::fmt::Display,
+) -> FileError {
+    failed(path, format!("{what} cannot be read; {instead}"))
+}

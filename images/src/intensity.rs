@@ -112,7 +112,7 @@ impl DeclaredRange {
     /// The standard has such values scaled to the depth of the PNG, by shifting them to the left or by repeating their highest bits:
     /// these fill their type. There is a range only where a value was neither.
     pub(crate) fn of_png(bits: &[u8], pixels: &Pixels, channels: usize) -> Option<Self> {
-        let colours = if channels == 4 { 3 } else { channels };
+        let colours = channels;
         let bits = bits.get(..colours)?;
         fn unscaled<T: Copy + Into<u32>>(values: &[T], channels: usize, depth: u32, bits: &[u8]) -> bool {
             values.chunks_exact(channels).any(|pixel| {

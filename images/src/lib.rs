@@ -1,19 +1,25 @@
 //! Image and label files: which of them are meant, how they are read, how results are written.
 
+mod choice;
 mod error;
 mod find;
+mod guard;
 mod intensity;
+mod jpeg;
 mod labels;
+mod memory;
 mod orientation;
 mod overlay;
+mod pixel_size;
+mod png_file;
 mod read;
-mod resolution;
 #[cfg(test)]
 mod tests;
 mod tiff;
 mod whole;
 mod write;
 
+pub use choice::{ChannelChoice, ReadOptions, ZChoice};
 pub use error::{FileError, Result};
 pub use find::{ImageFile, Unusable, expand, is_image_name, is_system_name, same_place};
 pub use intensity::{DeclaredRange, NumberKind, RangeSource, StoredType};

@@ -10,6 +10,7 @@ use super::errors::{
 };
 use super::handles::{self, Object};
 use super::images::{mdm_image, microns_of};
+use super::intensities::{mdm_range, range_of};
 use super::models::{OpenModel, mdm_model};
 use super::runs::{controlled, mdm_run};
 use super::segmenters::{batch_of, corrupt_of, exclusive, mdm_corrupt, overlap_of};
@@ -74,6 +75,14 @@ pub struct mdm_feature_options {
     pub normalise: mdm_normalise,
     /// Must be 0.
     pub reserved: u32,
+    /// With MDM_RANGE_FIXED the stored value that the network sees as black; with MDM_RANGE_PERCENTILE a percentage, in [0, 100).
+    pub range_low: f64,
+    /// With MDM_RANGE_FIXED the stored value that the network sees as white; with MDM_RANGE_PERCENTILE a percentage, up to 100.
+    pub range_high: f64,
+    /// One of the MDM_RANGE constants.
+    pub range: mdm_range,
+    /// Must be 0.
+    pub reserved_too: u32,
 }
 
 /// What a feature extractor delivers.
@@ -242,12 +251,13 @@ pub unsafe fn options_of(
             )));
         }
     }
-    if options.reserved != 0 {
-        return Err(Failure::argument("reserved of the mdm_feature_options must be 0"));
+    if options.reserved != 0 || options.reserved_too != 0 {
+        return Err(Failure::argument("reserved members of the mdm_feature_options must be 0"));
     }
     Ok(FeatureOptions {
         // Told with each image, since a source's levels differ.
         microns_per_pixel: None,
+        range: range_of(options.range, options.range_low, options.range_high)?,
         batch: batch_of(options.batch)?,
         window: (options.window > 0).then_some(options.window as usize),
         overlap: overlap_of(options.overlap),

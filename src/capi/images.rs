@@ -4,11 +4,13 @@ use std::ffi::c_void;
 use std::ops::Range;
 
 use super::errors::{Failure, MDM_ERROR_BUFFER_TOO_SMALL};
+use super::intensities::declared_of;
 use super::structs::{self, Versioned};
 use crate::segment::Band;
 use crate::{ImageView, PixelFormat};
 
-/// What a pixel is made of. 16-bit and f32 samples have the machine's byte order; alpha is ignored. New formats may be appended.
+/// What a pixel is made of. Samples of more than 8 bits have the machine's byte order; alpha is ignored. New formats may be appended.
+/// The values given are what the network sees as black and white where nobody says otherwise; see mdm_range.
 pub type mdm_pixel_format = u32;
 
 /// One channel, 0 to 255.
@@ -29,6 +31,26 @@ pub const MDM_PIXEL_RGBA8: mdm_pixel_format = 7;
 pub const MDM_PIXEL_BGRA8: mdm_pixel_format = 8;
 /// Red, green, blue, alpha, 0 to 65535.
 pub const MDM_PIXEL_RGBA16: mdm_pixel_format = 9;
+/// One channel, signed, -32768 to 32767.
+pub const MDM_PIXEL_GREY_I16: mdm_pixel_format = 10;
+/// One channel, 0 to 4294967295; values are taken as floats.
+pub const MDM_PIXEL_GREY_U32: mdm_pixel_format = 11;
+/// One channel, signed, -2147483648 to 2147483647; likewise.
+pub const MDM_PIXEL_GREY_I32: mdm_pixel_format = 12;
+/// One channel of half precision (IEEE 754 binary16), 0.0 to 1.0.
+pub const MDM_PIXEL_GREY_F16: mdm_pixel_format = 13;
+/// One channel of double precision, 0.0 to 1.0; values are taken as floats.
+pub const MDM_PIXEL_GREY_F64: mdm_pixel_format = 14;
+/// Red, green, blue, signed, -32768 to 32767.
+pub const MDM_PIXEL_RGB_I16: mdm_pixel_format = 15;
+/// Red, green, blue, 0 to 4294967295; values are taken as floats.
+pub const MDM_PIXEL_RGB_U32: mdm_pixel_format = 16;
+/// Red, green, blue, signed, -2147483648 to 2147483647; likewise.
+pub const MDM_PIXEL_RGB_I32: mdm_pixel_format = 17;
+/// Red, green, blue in half precision, 0.0 to 1.0.
+pub const MDM_PIXEL_RGB_F16: mdm_pixel_format = 18;
+/// Red, green, blue in double precision, 0.0 to 1.0; values are taken as floats.
+pub const MDM_PIXEL_RGB_F64: mdm_pixel_format = 19;
 
 /// How a pixel's channels lie.
 pub type mdm_layout = u32;
@@ -71,6 +93,11 @@ pub struct mdm_image {
     pub layout: mdm_layout,
     /// Size of a pixel in micrometres; 0 where it is unknown: then the image is used as it is.
     pub microns_per_pixel: f64,
+    /// The stored value that stands for black, where the camera or the file says so, as 0 of 12 bits; 0 and 0 where nobody does.
+    /// It counts with MDM_RANGE_DECLARED, which new models have.
+    pub range_low: f64,
+    /// The stored value that stands for white, as 4095 of 12 bits.
+    pub range_high: f64,
 }
 
 /// Where a result goes. All buffers belong to the caller and may not overlap the image or each other; none need be aligned.
@@ -137,6 +164,16 @@ pub(super) fn format_of(format: mdm_pixel_format) -> Result<PixelFormat, Failure
         MDM_PIXEL_RGBA8 => PixelFormat::Rgba8,
         MDM_PIXEL_BGRA8 => PixelFormat::Bgra8,
         MDM_PIXEL_RGBA16 => PixelFormat::Rgba16,
+        MDM_PIXEL_GREY_I16 => PixelFormat::GreyI16,
+        MDM_PIXEL_GREY_U32 => PixelFormat::GreyU32,
+        MDM_PIXEL_GREY_I32 => PixelFormat::GreyI32,
+        MDM_PIXEL_GREY_F16 => PixelFormat::GreyF16,
+        MDM_PIXEL_GREY_F64 => PixelFormat::GreyF64,
+        MDM_PIXEL_RGB_I16 => PixelFormat::RgbI16,
+        MDM_PIXEL_RGB_U32 => PixelFormat::RgbU32,
+        MDM_PIXEL_RGB_I32 => PixelFormat::RgbI32,
+        MDM_PIXEL_RGB_F16 => PixelFormat::RgbF16,
+        MDM_PIXEL_RGB_F64 => PixelFormat::RgbF64,
         other => {
             return Err(Failure::argument(format!("format: {other} is none of the MDM_PIXEL constants")));
         }
@@ -201,6 +238,9 @@ impl mdm_image {
         }
         if self.plane_stride != 0 {
             view = view.with_plane_stride(self.plane_stride)?;
+        }
+        if let Some(limits) = declared_of(self.range_low, self.range_high)? {
+            view = view.with_range(limits.low, limits.high)?;
         }
         let own = microns_of(self.microns_per_pixel)?;
         Ok(match asked.or(own) {

@@ -21,6 +21,7 @@ pub mod features;
 #[doc(hidden)]
 pub mod handles;
 pub mod images;
+pub mod intensities;
 pub mod log;
 pub mod models;
 pub mod runs;

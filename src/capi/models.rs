@@ -8,6 +8,7 @@ use super::errors::{
     Failure, MDM_ERROR_OUT_OF_MEMORY, answer, c_string, call, deliver, free, mdm_error, mdm_status, wanted,
 };
 use super::handles::{self, Object};
+use super::intensities::{mdm_range, numbers_of};
 use super::log::{self, MDM_LOG_INFO, MDM_LOG_WARNING};
 use super::structs::{self, Versioned};
 use crate::Model;
@@ -51,6 +52,18 @@ pub struct mdm_model_info {
     pub last_timestep: u32,
     /// What had to be assumed about the backbone; see mdm_model_assumption.
     pub assumptions: u32,
+    /// The stored value that the network sees as black, or its percentile, as range says; of the first channel.
+    pub range_low: f64,
+    /// The stored value that the network sees as white, or its percentile.
+    pub range_high: f64,
+    /// The least stored value of the images that the heads were fitted on, but for rare ones; 0 and 0 where that is unknown.
+    pub seen_low: f64,
+    /// The largest stored value of the images that the heads were fitted on.
+    pub seen_high: f64,
+    /// How stored values become what the network sees: one of the MDM_RANGE constants but MDM_RANGE_AS_MODEL.
+    pub range: mdm_range,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// A class of a model.
@@ -140,6 +153,8 @@ impl OpenModel {
     fn info(&self) -> mdm_model_info {
         let metadata = self.model.metadata();
         let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let (range, range_low, range_high) = numbers_of(&metadata.intensity_range);
+        let seen = metadata.intensities_seen.map(|seen| seen.stored);
         mdm_model_info {
             struct_size: 0,
             path: self.path.as_ptr(),
@@ -155,6 +170,12 @@ impl OpenModel {
             blocks: number(metadata.unet.decoder_blocks()),
             last_timestep: metadata.corruption.last_timestep(),
             assumptions: number(self.assumptions.len()),
+            range_low,
+            range_high,
+            seen_low: seen.map_or(0.0, |seen| seen.low),
+            seen_high: seen.map_or(0.0, |seen| seen.high),
+            range,
+            reserved: 0,
         }
     }
 }

@@ -5,8 +5,10 @@ use std::ffi::c_void;
 use super::cancel::mdm_cancel;
 use super::errors::Failure;
 use super::handles;
+use super::intensities::{self, mdm_intensity_warnings};
 use super::log::{self, MDM_LOG_DEBUG, MDM_LOG_WARNING};
 use super::structs::{self, Versioned};
+use crate::intensity::Limits;
 use crate::segment::{RunReport, Scaling};
 use crate::{CancelToken, Control, Progress, Result};
 
@@ -80,6 +82,18 @@ pub struct mdm_report {
     pub scaling: mdm_scaling,
     /// Level of the source that was read; 0 for an image in memory.
     pub level: u32,
+    /// The stored value that the network saw as black, the least of all channels.
+    pub range_low: f64,
+    /// The stored value that the network saw as white, the largest of all channels.
+    pub range_high: f64,
+    /// The least stored value, but for a hundredth of a percent.
+    pub values_low: f64,
+    /// The largest stored value, but for a hundredth of a percent.
+    pub values_high: f64,
+    /// What looks wrong about the values: bits of the MDM_INTENSITIES constants.
+    pub intensity_warnings: mdm_intensity_warnings,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 // SAFETY: numbers, pointers and an optional function pointer behind a size.
@@ -163,6 +177,10 @@ impl mdm_report {
                     .into()
             });
         }
+        let over_channels = |limits: &[Limits]| limits.iter().copied().reduce(Limits::union);
+        let nothing = Limits { low: 0.0, high: 0.0 };
+        let range = over_channels(&report.intensities.limits).unwrap_or(nothing);
+        let values = over_channels(&report.intensities.values).unwrap_or(nothing);
         Self {
             struct_size: 0,
             windows: report.windows as u64,
@@ -177,6 +195,12 @@ impl mdm_report {
                 Scaling::ModelUnknown => MDM_SCALING_MODEL_UNKNOWN,
             },
             level: number(level),
+            range_low: range.low,
+            range_high: range.high,
+            values_low: values.low,
+            values_high: values.high,
+            intensity_warnings: intensities::warn(&report.intensities),
+            reserved: 0,
         }
     }
 

@@ -8,6 +8,7 @@ use super::errors::{
 };
 use super::handles::{self, Object};
 use super::images::{self, Buffers, mdm_image, mdm_label_type, mdm_result, microns_of};
+use super::intensities::{mdm_range, range_of};
 use super::models::{OpenModel, mdm_model};
 use super::runs::{controlled, mdm_report, mdm_run};
 use super::structs::{self, Versioned};
@@ -76,6 +77,14 @@ pub struct mdm_segment_options {
     pub corrupt: mdm_corrupt,
     /// Class that a class-conditional backbone is told, the same as when its heads were fitted; others ignore it.
     pub backbone_class: u32,
+    /// With MDM_RANGE_FIXED the stored value that the network sees as black; with MDM_RANGE_PERCENTILE a percentage, in [0, 100).
+    pub range_low: f64,
+    /// With MDM_RANGE_FIXED the stored value that the network sees as white; with MDM_RANGE_PERCENTILE a percentage, up to 100.
+    pub range_high: f64,
+    /// One of the MDM_RANGE constants; 0, as the model says, is best for images like those that it was fitted on.
+    pub range: mdm_range,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 /// How large a result is.
@@ -180,9 +189,13 @@ fn options_of(options: &mdm_segment_options) -> Result<SegmentOptions, Failure> 
     if options.outputs & !(MDM_OUTPUT_PROBABILITIES | MDM_OUTPUT_UNCERTAINTY) != 0 {
         return Err(Failure::argument(format!("outputs: {:#x} has unknown bits", options.outputs)));
     }
+    if options.reserved != 0 {
+        return Err(Failure::argument("reserved of the mdm_segment_options must be 0"));
+    }
     Ok(SegmentOptions {
         // Told with each image, since a source's levels differ.
         microns_per_pixel: None,
+        range: range_of(options.range, options.range_low, options.range_high)?,
         batch: batch_of(options.batch)?,
         window: (options.window > 0).then_some(options.window as usize),
         overlap: overlap_of(options.overlap),

@@ -8,10 +8,12 @@ use super::handles;
 use super::images::{
     MDM_LABEL_U16, format_of, label_size, mdm_label_type, mdm_layout, mdm_pixel_format, microns_of, planar_of,
 };
+use super::intensities::declared_of;
 use super::runs::{controlled, mdm_report, mdm_run};
 use super::segmenters::{OpenSegmenter, mdm_result_size, mdm_segmenter, result_size};
 use super::structs::{self, Versioned};
-use crate::image::{ImageSource, check_size};
+use crate::image::{ImageSource, StoredValues, check_size};
+use crate::intensity::{IntensityRange, IntensitySample, Limits};
 use crate::segment::Band;
 use crate::{Error, ImageView, PixelFormat, Result};
 
@@ -44,7 +46,7 @@ pub struct mdm_region {
 }
 
 /// Reads a region in the source's format. It is called on the thread that called the library, tile by tile in rows of tiles,
-/// from top to bottom and no tile twice. It must neither throw nor jump out.
+/// from top to bottom and no tile twice; where percentiles are needed, those of a level are read before. It must neither throw nor jump out.
 ///
 /// @param user_data as given in the mdm_source
 /// @param region    what to read and where to put it; valid during the call
@@ -95,6 +97,15 @@ pub struct mdm_source {
     pub levels: *const mdm_level,
     /// Number of levels; 0 where levels is NULL.
     pub level_count: usize,
+    /// The stored value that stands for black, where the camera or the file says so, as 0 of 12 bits; 0 and 0 where nobody does.
+    pub range_low: f64,
+    /// The stored value that stands for white, as 4095 of 12 bits.
+    pub range_high: f64,
+    /// 1 if regions can be read more than once. With MDM_RANGE_PERCENTILE the library looks at the whole image before: at a smaller
+    /// level than the one that it segments, and where there is none, which needs this, at the same.
+    pub rereadable: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 /// Finished rows of a result.
@@ -159,6 +170,9 @@ unsafe impl Versioned for mdm_sink {
 const TILE_WIDTH: u32 = 2048;
 const TILE_HEIGHT: u32 = 256;
 const MOST_LEVELS: usize = 64;
+
+/// The smallest level with so many pixels stands for an image.
+const SURVEYED_PIXELS: u64 = 1 << 18;
 
 /// Coarser than the model by this much still counts as the model's scale.
 const TOLERANCE: f64 = 1.05;
@@ -231,6 +245,8 @@ pub(super) struct Reader<'a> {
     chosen: Chosen,
     format: PixelFormat,
     planar: bool,
+    /// One for each channel.
+    declared: Option<Vec<Limits>>,
     strip: Vec<u8>,
     /// Rows that are in the strip.
     rows: Range<usize>,
@@ -249,38 +265,42 @@ impl<'a> Reader<'a> {
             return Err(Failure::argument("read of the mdm_source is NULL"));
         }
         let (format, planar) = (format_of(source.format)?, planar_of(source.layout)?);
+        let declared = declared_of(source.range_low, source.range_high)?;
+        let declared = declared.map(|limits| vec![limits; format.colours()]);
+        if source.rereadable > 1 || source.reserved != 0 {
+            return Err(Failure::argument("rereadable of the mdm_source must be 0 or 1, and reserved 0"));
+        }
         // SAFETY: as demanded of the caller.
         let chosen = unsafe { choose(&source, asked) }?;
-        Ok(Self { source, chosen, format, planar, strip: Vec::new(), rows: 0..0, stopped })
+        Ok(Self { source, chosen, format, planar, declared, strip: Vec::new(), rows: 0..0, stopped })
     }
 
     pub(super) fn level(&self) -> usize {
         self.chosen.index
     }
 
-    fn row_bytes(&self) -> usize {
+    /// Bytes of a row of `width` pixels, in one plane where there are several.
+    fn row_bytes(&self, width: usize) -> usize {
         let pixel = self.format.bytes_per_pixel();
-        let samples = if self.planar { pixel / self.samples() } else { pixel };
-        self.width() * samples
+        width * if self.planar { pixel / self.format.samples() } else { pixel }
     }
 
-    /// Planes that are stored.
-    fn samples(&self) -> usize {
-        match self.format {
-            PixelFormat::Rgba8 | PixelFormat::Bgra8 | PixelFormat::Rgba16 => 4,
-            other => other.colours(),
-        }
-    }
-
-    /// Brings the row of tiles that holds row `y` into memory.
-    fn load(&mut self, y: usize) -> Result<()> {
+    /// Columns and rows of a tile.
+    fn tile(&self) -> (usize, usize) {
         let or = |given: u32, default: u32| if given == 0 { default } else { given } as usize;
-        let tile = (or(self.source.tile_width, TILE_WIDTH), or(self.source.tile_height, TILE_HEIGHT));
+        (or(self.source.tile_width, TILE_WIDTH), or(self.source.tile_height, TILE_HEIGHT))
+    }
+
+    /// Brings the row of tiles that holds row `y` of a level into memory.
+    fn load(&mut self, (index, level): (usize, mdm_level), y: usize) -> Result<()> {
+        let tile = self.tile();
+        let (width, height) = (level.width as usize, level.height as usize);
         let top = y / tile.1 * tile.1;
-        let rows = tile.1.min(self.height() - top);
-        let (width, row_bytes) = (self.width(), self.row_bytes());
+        let rows = tile.1.min(height - top);
+        let row_bytes = self.row_bytes(width);
         let plane = rows.checked_mul(row_bytes);
-        let len = plane.and_then(|plane| plane.checked_mul(if self.planar { self.samples() } else { 1 }));
+        let planes = if self.planar { self.format.samples() } else { 1 };
+        let len = plane.and_then(|plane| plane.checked_mul(planes));
         let too_much = || {
             Error::OutOfMemory(format!(
                 "{rows} rows of {row_bytes} bytes of the image; give a smaller tile_height"
@@ -300,8 +320,8 @@ impl<'a> Reader<'a> {
                 pixels: self.strip.as_mut_ptr().wrapping_add(left * (row_bytes / width)).cast(),
                 row_stride: row_bytes,
                 plane_stride: if self.planar { plane } else { 0 },
-                downsample: self.chosen.level.downsample,
-                level: self.chosen.index as u32,
+                downsample: level.downsample,
+                level: index as u32,
                 x: left as u32,
                 y: top as u32,
                 width: columns as u32,
@@ -313,6 +333,32 @@ impl<'a> Reader<'a> {
         }
         self.rows = top..top + rows;
         Ok(())
+    }
+
+    /// The strip as an image of so many columns.
+    fn view(&self, width: usize) -> Result<ImageView<'_>> {
+        let make = if self.planar { ImageView::planar } else { ImageView::new };
+        let view = make(&self.strip, width, self.rows.len(), self.format)?;
+        match &self.declared {
+            Some(ranges) => view.with_ranges(ranges),
+            None => Ok(view),
+        }
+    }
+
+    /// The level that stands for the image where its values are examined before it is read; none where that cannot be.
+    fn surveyed(&self) -> Option<(usize, mdm_level)> {
+        let chosen = (self.chosen.index, self.chosen.level);
+        let pixels = |level: &mdm_level| u64::from(level.width) * u64::from(level.height);
+        let coarser: Vec<(usize, mdm_level)> = (self.chosen.index + 1..self.source.level_count)
+            // SAFETY: as demanded of the caller of `new`, which checked the levels; no alignment is assumed.
+            .map(|index| (index, unsafe { self.source.levels.wrapping_add(index).read_unaligned() }))
+            .collect();
+        let large = coarser.iter().rev().find(|(_, level)| pixels(level) >= SURVEYED_PIXELS);
+        match large {
+            Some(level) => Some(*level),
+            None if self.source.rereadable == 1 => Some(chosen),
+            None => coarser.first().copied(),
+        }
     }
 }
 
@@ -334,22 +380,49 @@ impl ImageSource for Reader<'_> {
     }
 
     fn read_rows(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let first = rows.start;
+        self.read_stored(rows, out)?;
+        match IntensityRange::Declared.scale(self)? {
+            Some(scale) => scale.apply(out, first, self.width()),
+            None => Ok(()),
+        }
+    }
+
+    fn stored(&mut self) -> Option<&mut dyn StoredValues> {
+        Some(self)
+    }
+}
+
+impl StoredValues for Reader<'_> {
+    fn full_range(&self) -> Limits {
+        self.format.full_range()
+    }
+
+    fn declared_ranges(&self) -> Option<&[Limits]> {
+        self.declared.as_deref()
+    }
+
+    fn read_stored(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let row_len = self.width() * self.channels();
         for (y, out) in rows.zip(out.chunks_exact_mut(row_len)) {
             if !self.rows.contains(&y) {
-                self.load(y)?;
+                self.load((self.chosen.index, self.chosen.level), y)?;
             }
-            let make = if self.planar { ImageView::planar } else { ImageView::new };
-            let mut view = make(&self.strip, self.width(), self.rows.len(), self.format)?;
             let local = y - self.rows.start;
-            view.read_rows(local..local + 1, out).map_err(|error| match error {
-                Error::Image(reason) => {
-                    Error::Image(format!("{reason} (rows counted from row {} on)", self.rows.start))
-                }
-                other => other,
-            })?;
+            self.view(self.width())?.read_stored(local..local + 1, out)?;
         }
         Ok(())
+    }
+
+    fn survey(&mut self, sample: &mut IntensitySample) -> Result<bool> {
+        let Some(level) = self.surveyed() else { return Ok(false) };
+        let tile_height = self.tile().1;
+        for y in (0..level.1.height as usize).step_by(tile_height) {
+            self.load(level, y)?;
+            self.view(level.1.width as usize)?.survey(sample)?;
+        }
+        self.rows = 0..0;
+        Ok(true)
     }
 }
 

@@ -3,10 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::UnetConfig;
+use crate::intensity::{IntensityRange, SeenIntensities};
 use crate::{Error, Result};
 
 /// Version of the JSON that this library writes; it reads this and every older one.
-pub const METADATA_VERSION: u32 = 1;
+pub const METADATA_VERSION: u32 = 2;
 
 /// The JSON under the key `mdm` of the safetensors metadata.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,12 @@ pub struct Metadata {
     /// Size of a pixel of the images the backbone was trained on, in micrometres.
     #[serde(default)]
     pub microns_per_pixel: Option<f64>,
+    /// How stored values become what the network sees. Files of version 1 do not say it and mean the type's range.
+    #[serde(default = "type_range")]
+    pub intensity_range: IntensityRange,
+    /// Which values the images had that the heads were fitted on.
+    #[serde(default)]
+    pub intensities_seen: Option<SeenIntensities>,
     /// Classes that the heads tell apart, in order of their index; empty without heads.
     #[serde(default)]
     pub classes: Vec<Class>,
@@ -44,6 +51,10 @@ pub struct Metadata {
 
 fn default_overlap() -> f64 {
     0.2
+}
+
+fn type_range() -> IntensityRange {
+    IntensityRange::Type
 }
 
 impl Metadata {
@@ -65,6 +76,8 @@ impl Metadata {
             window: unet.image_size.clamp(1, Self::LARGEST_WINDOW),
             overlap: default_overlap(),
             microns_per_pixel: None,
+            intensity_range: IntensityRange::Declared,
+            intensities_seen: None,
             classes: Vec::new(),
             heads: 0,
             description: String::new(),
@@ -127,6 +140,10 @@ impl Metadata {
             && !(size > 0.0 && size.is_finite())
         {
             return wrong("microns_per_pixel", format!("{size} is not a size in micrometres"));
+        }
+        self.intensity_range.validate()?;
+        if let Some(seen) = &self.intensities_seen {
+            seen.validate()?;
         }
         if self.classes.len() > Self::MOST_CLASSES {
             return wrong(

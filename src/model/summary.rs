@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::{Class, Corruption, FeatureConfig, Model, Precision, UnetConfig};
+use crate::intensity::{IntensityRange, SeenIntensities};
 
 /// What is known of a model without reading its values.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -38,6 +39,10 @@ pub struct Summary {
     pub overlap: f64,
     /// Size of a pixel in micrometres.
     pub microns_per_pixel: Option<f64>,
+    /// How stored values become what the network sees.
+    pub intensity_range: IntensityRange,
+    /// Which values the images had that the heads were fitted on.
+    pub intensities_seen: Option<SeenIntensities>,
     /// Classes in order of their index.
     pub classes: Vec<Class>,
     /// Number of heads.
@@ -97,6 +102,8 @@ impl Model {
             window: metadata.window,
             overlap: metadata.overlap,
             microns_per_pixel: metadata.microns_per_pixel,
+            intensity_range: metadata.intensity_range.clone(),
+            intensities_seen: metadata.intensities_seen,
             classes: metadata.classes.clone(),
             heads: self.heads().len(),
             hidden: self.heads().first().map(super::Head::hidden),

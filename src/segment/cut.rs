@@ -6,6 +6,7 @@ use super::rescale::{Filter, Resampler};
 use super::window::{WindowGrid, WindowPosition};
 use crate::engine::canvas::{inside, offset};
 use crate::image::{ImageSource, check_channels, convert_channels};
+use crate::intensity::{IntensityReport, IntensitySample, IntensityScale, SeenIntensities};
 use crate::memory::{product, zeros};
 use crate::{Error, Result};
 
@@ -15,6 +16,10 @@ const READ_VALUES: usize = 1 << 16;
 /// Reads an image's rows with a model's number of channels.
 struct Reader<'a> {
     source: &'a mut dyn ImageSource,
+    /// How stored values are scaled; none where the source does that.
+    scale: Option<IntensityScale>,
+    /// Stored values that were read.
+    sample: IntensitySample,
     channels: usize,
     next: usize,
     read: Vec<f32>,
@@ -24,12 +29,14 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(source: &'a mut dyn ImageSource, channels: usize) -> Result<Self> {
+    fn new(source: &'a mut dyn ImageSource, scale: Option<IntensityScale>, channels: usize) -> Result<Self> {
         let (width, given) = (source.width(), source.channels());
         check_channels(given, channels)?;
         let row_len = product(&[width, given], "a row of the image")?;
         let rows = (READ_VALUES / row_len.max(1)).clamp(1, source.height());
         Ok(Self {
+            scale,
+            sample: IntensitySample::new(given),
             channels,
             next: 0,
             read: zeros(row_len * rows, "rows of the image")?,
@@ -44,21 +51,31 @@ impl<'a> Reader<'a> {
         let row_len = self.source.width() * given;
         if self.pending.is_empty() {
             let rows = (self.read.len() / row_len).min(self.source.height() - self.next);
-            self.source.read_rows(self.next..self.next + rows, &mut self.read[..rows * row_len])?;
+            self.read_rows(self.next..self.next + rows, rows * row_len)?;
             self.pending = 0..rows;
         }
         let row = &self.read[self.pending.start * row_len..][..row_len];
-        if let Some(bad) = row.iter().position(|value| !value.is_finite()) {
-            return Err(Error::Image(format!(
-                "the value at row {}, column {} is not a number",
-                self.next,
-                bad / given
-            )));
-        }
         self.pending.start += 1;
         self.next += 1;
         convert_channels(row, given, &mut self.row, self.channels);
         Ok(&self.row)
+    }
+
+    fn read_rows(&mut self, rows: Range<usize>, len: usize) -> Result<()> {
+        let (first, width) = (rows.start, self.source.width());
+        let values = &mut self.read[..len];
+        if let (Some(scale), Some(stored)) = (&self.scale, self.source.stored()) {
+            stored.read_stored(rows, values)?;
+            self.sample.add(values);
+            return scale.apply(values, first, width);
+        }
+        self.source.read_rows(rows, values)?;
+        if let Some(bad) = values.iter().position(|value| !value.is_finite()) {
+            let pixel = bad / self.source.channels();
+            let (row, column) = (first + pixel / width, pixel % width);
+            return Err(Error::Image(format!("the value at row {row}, column {column} is not a number")));
+        }
+        Ok(())
     }
 }
 
@@ -78,9 +95,11 @@ pub(super) struct Cutter<'a> {
 }
 
 impl<'a> Cutter<'a> {
-    /// Cuts windows of `grid`, which covers the image at `scale`, with `channels` channels.
+    /// Cuts windows of `grid`, which covers the image at `scale`, with `channels` channels, whose values are scaled by
+    /// `intensities`.
     pub(super) fn new(
         source: &'a mut dyn ImageSource,
+        intensities: Option<IntensityScale>,
         grid: &WindowGrid,
         scale: f64,
         channels: usize,
@@ -90,7 +109,7 @@ impl<'a> Cutter<'a> {
         let held = grid.window().min(grid.height());
         let len = product(&[held, grid.width(), channels], "a band of the image")?;
         Ok(Self {
-            reader: Reader::new(source, channels)?,
+            reader: Reader::new(source, intensities, channels)?,
             resampler: Resampler::new(from, to, 1.0 / scale, channels, Filter::AreaOrBilinear)?,
             window: grid.window(),
             height: grid.height(),
@@ -100,6 +119,12 @@ impl<'a> Cutter<'a> {
             held,
             read: 0,
         })
+    }
+
+    /// What is to be said about the values of the rows that were read, to a model that has `seen` others.
+    pub(super) fn intensities(&self, seen: Option<&SeenIntensities>) -> IntensityReport {
+        let Reader { scale, sample, .. } = &self.reader;
+        scale.as_ref().map_or_else(IntensityReport::default, |scale| scale.report(sample, seen))
     }
 
     /// Writes the window `[window, window, channels]` at `position`, zeros where it leaves the image.
@@ -146,7 +171,7 @@ mod tests {
             let data = grey(height, width);
             let mut view = ImageView::new(&data, width, height, PixelFormat::Grey8).unwrap();
             let grid = WindowGrid::new(height, width, 16, 0.25).unwrap();
-            let mut cutter = Cutter::new(&mut view, &grid, 1.0, 3).unwrap();
+            let mut cutter = Cutter::new(&mut view, None, &grid, 1.0, 3).unwrap();
             let mut window = vec![f32::NAN; 16 * 16 * 3];
             for position in grid.positions() {
                 cutter.cut(position, &mut window).unwrap();
@@ -164,7 +189,7 @@ mod tests {
     #[test]
     fn colours_become_luminance_for_a_grey_model() {
         let mut view = ImageView::new(&[255, 0, 0, 0, 255, 0], 2, 1, PixelFormat::Rgb8).unwrap();
-        let mut reader = Reader::new(&mut view, 1).unwrap();
+        let mut reader = Reader::new(&mut view, None, 1).unwrap();
         let row = reader.next().unwrap();
         assert!(
             (row[0] - (0.299 - 0.701)).abs() < 1e-6 && (row[1] - (0.587 - 0.413)).abs() < 1e-6,
@@ -176,7 +201,7 @@ mod tests {
     fn other_channels_are_an_error() {
         let mut view = ImageView::new(&[255, 0, 0], 1, 1, PixelFormat::Rgb8).unwrap();
         let grid = WindowGrid::new(1, 1, 16, 0.25).unwrap();
-        assert!(matches!(Cutter::new(&mut view, &grid, 1.0, 4), Err(Error::Image(_))));
+        assert!(matches!(Cutter::new(&mut view, None, &grid, 1.0, 4), Err(Error::Image(_))));
     }
 
     #[test]
@@ -202,7 +227,7 @@ mod tests {
         }
         let grid = WindowGrid::new(3, 4, 16, 0.25).unwrap();
         let mut source = Broken;
-        let mut cutter = Cutter::new(&mut source, &grid, 1.0, 3).unwrap();
+        let mut cutter = Cutter::new(&mut source, None, &grid, 1.0, 3).unwrap();
         let position = grid.positions().next().unwrap();
         let error = cutter.cut(position, &mut vec![0.0; 16 * 16 * 3]).unwrap_err();
         assert!(error.to_string().contains("row 2, column 3"), "{error}");

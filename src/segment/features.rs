@@ -3,6 +3,7 @@
 use super::sliding::{Scaled, Settings, SlidingNetwork};
 use super::window::{WindowGrid, WindowPosition};
 use crate::image::{ImageSource, ImageView};
+use crate::intensity::IntensityRange;
 use crate::memory::{product, reserve};
 use crate::model::{FeatureConfig, Model};
 use crate::{Control, Device, Error, Result};
@@ -12,6 +13,8 @@ use crate::{Control, Device, Error, Result};
 pub struct FeatureOptions {
     /// Size of an image's pixel in micrometres; `None` believes the image.
     pub microns_per_pixel: Option<f64>,
+    /// How stored values become what the network sees; `None` takes the model's.
+    pub range: Option<IntensityRange>,
     /// Windows that go through the network at a time, at least 1; `None` takes what suits the device, as far as its memory
     /// goes. More cost memory and may be faster; results are the same.
     pub batch: Option<usize>,
@@ -47,6 +50,7 @@ impl Features {
     pub fn new(model: &Model, device: &Device, options: FeatureOptions) -> Result<Self> {
         let settings = Settings {
             microns_per_pixel: options.microns_per_pixel,
+            range: options.range,
             batch: options.batch,
             window: options.window,
             overlap: options.overlap,
@@ -74,6 +78,11 @@ impl Features {
     /// Which activations are the features.
     pub fn config(&self) -> &FeatureConfig {
         self.network.features()
+    }
+
+    /// How stored values become what the network sees.
+    pub fn range(&self) -> &IntensityRange {
+        self.network.range()
     }
 
     /// Side of a window in pixels at the model's scale.
@@ -188,7 +197,8 @@ impl Features {
                 }
                 Ok(())
             },
-        )
+        )?;
+        Ok(())
     }
 }
 

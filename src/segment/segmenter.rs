@@ -9,6 +9,7 @@ use super::rescale::Scaling;
 use super::sliding::{Settings, SlidingNetwork};
 use crate::engine::DeviceInfo;
 use crate::image::{ImageSource, ImageView};
+use crate::intensity::{IntensityRange, IntensityReport};
 use crate::memory::{product, zeros};
 use crate::model::{Metadata, Model};
 use crate::plan::Combine;
@@ -19,6 +20,9 @@ use crate::{Control, Device, Error, Result};
 pub struct SegmentOptions {
     /// Size of an image's pixel in micrometres; `None` believes the image.
     pub microns_per_pixel: Option<f64>,
+    /// How stored values become what the network sees; `None` takes the model's, and gives the best results for images like those
+    /// that it was fitted on.
+    pub range: Option<IntensityRange>,
     /// Windows that go through the network at a time, at least 1; `None` takes what suits the device, as far as its memory
     /// goes. More cost memory and may be faster; results are the same.
     pub batch: Option<usize>,
@@ -44,6 +48,7 @@ impl Default for SegmentOptions {
     fn default() -> Self {
         Self {
             microns_per_pixel: None,
+            range: None,
             batch: None,
             window: None,
             overlap: None,
@@ -67,7 +72,7 @@ fn not_finite(device: &DeviceInfo) -> &'static str {
 }
 
 /// How a segmentation went.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RunReport {
     /// Windows that went through the network.
     pub windows: usize,
@@ -79,6 +84,8 @@ pub struct RunReport {
     pub scaled_height: usize,
     /// Columns that the network saw.
     pub scaled_width: usize,
+    /// How stored values became what the network saw, and what looks wrong about them.
+    pub intensities: IntensityReport,
     /// Wall-clock time.
     pub seconds: f64,
 }
@@ -127,6 +134,7 @@ impl Segmenter {
         }
         let settings = Settings {
             microns_per_pixel: options.microns_per_pixel,
+            range: options.range,
             batch: options.batch,
             window: options.window,
             overlap: options.overlap,
@@ -215,9 +223,10 @@ impl Segmenter {
             not_finite(self.network.device().info()),
             sink,
         )?;
-        self.network.run(source, &scaled, control, &mut |network, inputs, control, batch| {
-            blender.add_run(network, inputs, control, batch, &mut |row| writer.push(row))
-        })?;
+        let intensities =
+            self.network.run(source, &scaled, control, &mut |network, inputs, control, batch| {
+                blender.add_run(network, inputs, control, batch, &mut |row| writer.push(row))
+            })?;
         blender.finish(&mut |row| writer.push(row))?;
         writer.finish()?;
         Ok(RunReport {
@@ -226,6 +235,7 @@ impl Segmenter {
             scaling: scaled.scaling,
             scaled_height: scaled.height,
             scaled_width: scaled.width,
+            intensities,
             seconds: began.elapsed().as_secs_f64(),
         })
     }

@@ -6,6 +6,7 @@ use super::window::{WindowGrid, WindowPosition};
 use crate::corruption::NoiseKey;
 use crate::engine::{DeviceKind, Inputs, Network};
 use crate::image::ImageSource;
+use crate::intensity::{IntensityRange, IntensityReport};
 use crate::memory::{product, reserve, zeros};
 use crate::model::{FeatureConfig, Layered, MapWeights, Metadata, Model, WeightSource};
 use crate::plan::{CorruptionOptions, HEAD_PREFIX, HeadShape, Plan, PlanOptions};
@@ -26,6 +27,7 @@ pub fn default_batch(kind: DeviceKind) -> usize {
 /// What segmentation and feature extraction have in common.
 pub(super) struct Settings {
     pub(super) microns_per_pixel: Option<f64>,
+    pub(super) range: Option<IntensityRange>,
     pub(super) batch: Option<usize>,
     pub(super) window: Option<usize>,
     pub(super) overlap: Option<f64>,
@@ -82,6 +84,9 @@ impl SlidingNetwork {
         let unet = &metadata.unet;
         metadata.validate()?;
         settings.features.validate(unet, &metadata.corruption)?;
+        if let Some(range) = &settings.range {
+            range.validate()?;
+        }
         if settings.batch == Some(0) {
             return Err(Error::invalid("batch", "must be at least one window"));
         }
@@ -138,6 +143,11 @@ impl SlidingNetwork {
         &self.settings.features
     }
 
+    /// How stored values become what the network sees.
+    pub(super) fn range(&self) -> &IntensityRange {
+        self.settings.range.as_ref().unwrap_or(&self.model.metadata().intensity_range)
+    }
+
     /// Size at the model's scale of an image of `height` x `width` pixels.
     pub(super) fn scaled(&self, height: usize, width: usize, microns: Option<f64>) -> Result<Scaled> {
         crate::image::check_size(width, height)?;
@@ -161,7 +171,7 @@ impl SlidingNetwork {
         scaled: &Scaled,
         control: &Control<'_>,
         run: &mut RunBatch<'_>,
-    ) -> Result<()> {
+    ) -> Result<IntensityReport> {
         let grid = self.grid(scaled)?;
         self.run_at(source, scaled, &grid, (grid.positions(), grid.count()), control, run)
     }
@@ -175,12 +185,13 @@ impl SlidingNetwork {
         (mut positions, total): (impl Iterator<Item = WindowPosition>, usize),
         control: &Control<'_>,
         run: &mut RunBatch<'_>,
-    ) -> Result<()> {
+    ) -> Result<IntensityReport> {
         control.check()?;
         control.report(0, total as u64);
         let channels = self.model.metadata().unet.in_channels;
         let window_len = product(&[self.window, self.window, channels], "a window")?;
-        let mut cutter = Cutter::new(source, grid, scaled.scale, channels)?;
+        let intensities = self.range().scale(source)?;
+        let mut cutter = Cutter::new(source, intensities, grid, scaled.scale, channels)?;
         let mut batch = Vec::new();
         let mut done = 0;
         while done < total {
@@ -218,7 +229,7 @@ impl SlidingNetwork {
             done += size;
             control.report(done as u64, total as u64);
         }
-        Ok(())
+        Ok(cutter.intensities(self.model.metadata().intensities_seen.as_ref()))
     }
 
     /// Cuts a batch of windows into the network's inputs.

@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use mdm::Result;
-use mdm::model::{
-    BatchNorm, Class, Corruption, FeatureConfig, Head, Linear, METADATA_VERSION, MapWeights, Metadata, Model,
-    UnetConfig,
-};
+use mdm::model::{BatchNorm, Class, FeatureConfig, Head, Linear, MapWeights, Metadata, Model, UnetConfig};
 use mdm::plan::{Plan, PlanOptions};
 
 use super::weight;
@@ -35,17 +32,13 @@ pub(crate) fn unet() -> UnetConfig {
 pub(crate) fn metadata() -> Metadata {
     let class = |name: &str| Class { name: name.to_owned(), colour: [1, 2, 3] };
     Metadata {
-        version: METADATA_VERSION,
-        unet: unet(),
-        backbone_fingerprint: None,
-        corruption: Corruption::default(),
         features: FeatureConfig { timesteps: vec![50, 250], blocks: vec![0, 1, 2], normalise: false },
         window: WINDOW,
         overlap: 0.25,
         microns_per_pixel: Some(0.5),
         classes: ["background", "nucleus", "border"].map(class).to_vec(),
         heads: 2,
-        description: String::new(),
+        ..Metadata::new(unet())
     }
 }
 

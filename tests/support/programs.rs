@@ -7,8 +7,7 @@ use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
 use mdm::model::{
-    BatchNorm, Class, Corruption, FeatureConfig, Head, Linear, METADATA_VERSION, MapWeights, Metadata, Model,
-    Save, StoredType, UnetConfig,
+    BatchNorm, Class, FeatureConfig, Head, Linear, MapWeights, Metadata, Model, Save, StoredType, UnetConfig,
 };
 
 use super::support::weight;
@@ -57,9 +56,6 @@ pub(crate) static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let features = FeatureConfig { timesteps: vec![50], blocks: vec![0, 1], normalise: false };
     let channels = features.channels(&unet);
     let metadata = Metadata {
-        version: METADATA_VERSION,
-        backbone_fingerprint: None,
-        corruption: Corruption::default(),
         features,
         window: 32,
         overlap: 0.25,
@@ -67,7 +63,7 @@ pub(crate) static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
         classes: ["background", "nucleus", "border"].map(class).to_vec(),
         heads: 2,
         description: "a test".into(),
-        unet,
+        ..Metadata::new(unet)
     };
     let heads = (0..2).map(|salt| head(channels, 3, salt)).collect();
     let model = Model::from_parts(metadata, Arc::new(backbone), heads).unwrap();

@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::files::{stage, writable_folder, write_file};
 use crate::labelled::{LabelArguments, Pair};
 use crate::output::{print, print_json, quoted};
-use mdm_images::{UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
+use mdm_images::{ReadOptions, UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
 
 const EXAMPLES: &str = "\
 Draws a microscope image of fluorescent nuclei and labels a few spots and strokes on it, fits a model to them with the backbone that comes with mdm, and segments a second image, whose truth is known. It leaves in DIR
@@ -114,6 +114,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         classes: classes(&["background".to_owned(), "nucleus".to_owned()], 2),
         features: FeatureOptions::default(),
         options: FitOptions { ensemble: HEADS, held_out: false, ..FitOptions::default() },
+        reading: ReadOptions::default(),
         token: &CancelToken::new(),
     }
     .run()?
@@ -121,7 +122,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     model.save(&folder.join("model.safetensors"), Save { backbone: Some(StoredType::AsIs), heads: true })?;
     let fit_seconds = fit_began.elapsed().as_secs_f64();
 
-    let image = read_image(&image_file)?;
+    let image = read_image(&image_file, &ReadOptions::default())?;
     let mut segmenter = Segmenter::new(&model, &device, SegmentOptions::default())?;
     let result = segmenter.segment(&image.view()?, &Control::none())?;
     write_classes(&folder.join("mask.png"), &unknown, &result.labels)?;

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use mdm::IntensityRange;
 use mdm::model::{Class, Model, Save, StoredType};
 use mdm::segment::FeatureOptions;
+use mdm::segment::rescale::scale_between;
 use mdm::{CancelToken, Control, Device, Error};
 use mdm_train::fit::{
-    FitOptions, FitReport, HeadDevice, HeldOutPart, LabelledImage, LabelledImages, PixelScores, collect,
-    fit_collected,
+    FitOptions, FitReport, HeadDevice, HeldOutPart, ImageWarning, LabelledImage, LabelledImages, PixelScores,
+    collect, fit_collected,
 };
 use serde::Serialize;
 
@@ -16,12 +18,14 @@ use crate::arguments::{ConfigurationArguments, FeatureArguments, microns, positi
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result, usage};
 use crate::files::writable_file;
+use crate::intensities::{IntensityWarnings, RANGE_HELP};
 use crate::interruption::interruption;
 use crate::labelled::{Census, LabelArguments, Pair, pairs};
 use crate::model::open_model;
 use crate::output::{lossy, print, print_json};
+use crate::planes::{ImageNotes, PlaneArguments, stated_by_file};
 use crate::progress::StepProgress;
-use mdm_images::Image;
+use mdm_images::{Image, ReadOptions};
 
 const EXAMPLES: &str = "\
 Labels are PNG or TIFF files named like their image (cells-1.tif: cells-1.png, or cells-1_mask.png, _label, _seg and the like), whose pixels are class indices: 0 (usually background), 1, 2 ... and 255 or transparent where nothing is labelled. A few strokes in each class are enough to begin with. Masks that number objects take --objects, drawings in colours --label-colours.
@@ -35,7 +39,7 @@ Examples:
   mdm fit --backbone nuclei.safetensors --images images/ --labels instances/ --objects=rim -o nuclei-apart.safetensors";
 
 #[derive(Args, Debug)]
-#[command(after_help = format!("{EXAMPLES}\n\n{CACHE_HELP}"))]
+#[command(after_help = format!("{EXAMPLES}\n\n{RANGE_HELP}\n\n{CACHE_HELP}"))]
 pub(crate) struct Arguments {
     /// Backbone: a model file or a guided-diffusion state dict (.safetensors)
     #[arg(long, value_name = "FILE")]
@@ -59,6 +63,11 @@ pub(crate) struct Arguments {
     /// Size of an image pixel in micrometres, whatever the files say
     #[arg(long, value_name = "MICRONS", value_parser = microns)]
     mpp: Option<f64>,
+
+    /// Stored values that are black and white: LOW,HIGH, "percentile", "declared" or "type", as explained below [default: the
+    /// backbone's if it is one of the first two, or else declared]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    range: Option<IntensityRange>,
 
     /// Names of the classes in the order of their index
     #[arg(long, value_name = "NAME,NAME...", value_delimiter = ',')]
@@ -89,6 +98,9 @@ pub(crate) struct Arguments {
     no_held_out: bool,
 
     #[command(flatten)]
+    planes: PlaneArguments,
+
+    #[command(flatten)]
     features: FeatureArguments,
 
     /// Windows at a time: more may be faster and take more memory [default: 1 on the host, up to 16 on a GPU]
@@ -110,6 +122,8 @@ pub(crate) struct Job<'a> {
     pub(crate) classes: Vec<Class>,
     pub(crate) features: FeatureOptions,
     pub(crate) options: FitOptions,
+    /// What is read of the images.
+    pub(crate) reading: ReadOptions,
     /// Stops it.
     pub(crate) token: &'a CancelToken,
 }
@@ -117,9 +131,11 @@ pub(crate) struct Job<'a> {
 impl Job<'_> {
     /// Takes the features of the labelled pixels, then fits heads on them.
     pub(crate) fn run(self) -> Result<FitReport> {
-        let Self { backbone, device, pairs, classes, features, options, token } = self;
-        let mut images = Pairs { pairs, current: None };
+        let Self { backbone, device, pairs, classes, features, options, reading, token } = self;
         let progress = StepProgress::new("windows");
+        let notes = ImageNotes::for_fitting(backbone.metadata().microns_per_pixel);
+        let mut images =
+            Pairs { pairs, backbone, reading: &reading, notes, progress: &progress, current: None };
         let report = |step| progress.report(step);
         let control = Control::none().with_progress(&report).with_cancel(token);
         let collected =
@@ -138,6 +154,10 @@ impl Job<'_> {
 /// Labelled images, of which one is in memory.
 struct Pairs<'a> {
     pairs: &'a [Pair],
+    backbone: &'a Model,
+    reading: &'a ReadOptions,
+    notes: ImageNotes,
+    progress: &'a StepProgress,
     current: Option<(Image, Vec<u8>)>,
 }
 
@@ -152,11 +172,18 @@ impl LabelledImages for Pairs<'_> {
             .get(index)
             .ok_or_else(|| Error::invalid("images", format!("there is no image {index}")))?;
         self.current = None;
-        let read = pair.read().map_err(|error| match error {
+        let read = pair.read(self.reading).map_err(|error| match error {
             CliError::Library(error) => error,
             other => Error::Image(other.to_string()),
         })?;
         let (image, labels) = self.current.insert(read);
+        self.progress.suspend(|| self.notes.look(&pair.image, image));
+        scale_between(image.microns_per_pixel, self.backbone.metadata().microns_per_pixel).map_err(
+            |error| match stated_by_file(error, image, self.reading.microns_per_pixel) {
+                Error::Image(reason) => Error::Image(format!("{}: {reason}", pair.image.display())),
+                other => other,
+            },
+        )?;
         Ok(LabelledImage {
             name: pair.image.to_string_lossy(),
             image: image.view()?,
@@ -183,6 +210,9 @@ struct Report<'a> {
     /// Names of the images that were held out; absent where parts of each image were.
     held_out_images: Option<&'a [String]>,
     microns_per_pixel: Option<f64>,
+    /// How stored values become what the network sees, as for --range.
+    range: String,
+    intensity_warnings: IntensityWarnings,
     feature_seconds: f64,
     head_seconds: f64,
     /// Where the heads were trained.
@@ -211,6 +241,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     };
     writable_file(&arguments.output)?;
     let backbone = open_model(&arguments.backbone, None, &arguments.configuration)?;
+    arguments.planes.check(backbone.metadata().unet.in_channels)?;
     let device = arguments.device.open()?;
     let fitted = Job {
         backbone: &backbone,
@@ -225,6 +256,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             held_out: !arguments.no_held_out,
             ..FitOptions::default()
         },
+        reading: arguments.planes.options(arguments.mpp),
         token: &interruption("stopping"),
     }
     .run()
@@ -234,6 +266,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         }
         error => error,
     })?;
+    let mut warnings = IntensityWarnings::default();
+    for ImageWarning { image, warning } in &fitted.warnings {
+        warnings.add(image, warning);
+    }
+    warnings.say(false);
     let stored = (!arguments.heads_only).then_some(StoredType::AsIs);
     fitted.model.save(&arguments.output, Save { backbone: stored, heads: true })?;
     let report = Report {
@@ -259,6 +296,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             HeldOutPart::Squares => None,
         },
         microns_per_pixel: fitted.model.metadata().microns_per_pixel,
+        range: fitted.model.metadata().intensity_range.to_string(),
+        intensity_warnings: warnings,
         feature_seconds: fitted.feature_seconds,
         head_seconds: fitted.head_seconds,
         head_device: &fitted.head_device,
@@ -301,6 +340,7 @@ fn feature_options(arguments: &Arguments, backbone: &Model) -> FeatureOptions {
     let defaults = FeatureOptions::default();
     FeatureOptions {
         microns_per_pixel: arguments.mpp,
+        range: arguments.range.clone(),
         batch: arguments.batch,
         window: arguments.features.window,
         overlap: arguments.features.overlap,

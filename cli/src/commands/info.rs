@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use mdm::IntensityRange;
 use mdm::model::{CorruptionKind, MaskRule, Model, NoiseSchedule, Summary};
 use serde::Serialize;
 
@@ -150,6 +151,16 @@ impl Report {
                 None => "unknown; images are taken as they are".to_owned(),
             },
         );
+        let mut intensities = match &self.model.intensity_range {
+            IntensityRange::Type => "the files' type".to_owned(),
+            IntensityRange::Declared => "what files declare, or else their type".to_owned(),
+            IntensityRange::Fixed { .. } => format!("{} in stored units", self.model.intensity_range),
+            IntensityRange::Percentile { low, high } => format!("percentiles {low} and {high} of each image"),
+        };
+        if let Some(seen) = &self.model.intensities_seen {
+            intensities += &format!("; fitted on values {} to {}", seen.stored.low, seen.stored.high);
+        }
+        say("range", intensities);
         say("fingerprint", self.fingerprint.clone());
         lines.join("\n")
     }

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use mdm::IntensityRange;
+use mdm::intensity::{IntensityWarning, Limits};
 use mdm::plan::Combine;
 use mdm::segment::{Scaling, SegmentOptions, Segmenter};
 use mdm::{CancelToken, Control, Error};
@@ -13,16 +15,18 @@ use crate::arguments::{ConfigurationArguments, microns, part, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::{CliError, Result, usage, warn};
 use crate::files::unusable_input;
+use crate::intensities::{IntensityWarnings, RANGE_HELP};
 use crate::interruption::interruption;
 use crate::model::open_model;
 use crate::output::{lossy, print, print_json};
 use crate::outputs::{Classes, Outputs, Present, Wanted, distinct};
+use crate::planes::{ImageNotes, PlaneArguments, stated_by_file};
 use crate::progress::ItemProgress;
 use crate::provenance::{Maker, Provenance};
-use mdm_images::{ImageFile, expand, read_image, same_place};
+use mdm_images::{ImageFile, ReadOptions, expand, read_image, same_place};
 
 const EXAMPLES: &str = "\
-Reads PNG, JPEG, TIFF (the first page) and BMP files, grey or colour, 8 or 16 bit. For each image NAME.* it writes
+Reads PNG, JPEG, TIFF and BMP files, grey or colour, of all types of numbers. For each image NAME.* it writes
 
   DIR/NAME.png                  labels: the index of the class of each pixel (looks black)
   DIR/overlays/NAME.png         the image with the classes outlined, to look at
@@ -40,7 +44,7 @@ Examples:
   mdm segment --model my-cells.safetensors --mpp 0.32 \"plate 3/*.tif\" -o out/ --uncertainty";
 
 #[derive(Args, Debug)]
-#[command(after_help = format!("{EXAMPLES}\n\n{CACHE_HELP}"))]
+#[command(after_help = format!("{EXAMPLES}\n\n{RANGE_HELP}\n\n{CACHE_HELP}"))]
 pub(crate) struct Arguments {
     /// Images: files, folders, or patterns such as "plate*/*.tif"
     #[arg(value_name = "INPUT", required = true)]
@@ -61,6 +65,11 @@ pub(crate) struct Arguments {
     /// Size of an image pixel in micrometres, whatever the files say
     #[arg(long, value_name = "MICRONS", value_parser = microns)]
     mpp: Option<f64>,
+
+    /// Stored values that are black and white: LOW,HIGH, "percentile", "declared" or "type", as explained below [default: the
+    /// model's]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    range: Option<IntensityRange>,
 
     /// Search the subfolders of folders too
     #[arg(long)]
@@ -108,6 +117,9 @@ pub(crate) struct Arguments {
     batch: Option<usize>,
 
     #[command(flatten)]
+    planes: PlaneArguments,
+
+    #[command(flatten)]
     device: DeviceArguments,
 
     #[command(flatten)]
@@ -130,6 +142,8 @@ enum Outcome {
         /// Pixels that the network saw per pixel of the image, along a side.
         scale: f64,
         windows: usize,
+        /// Stored values that the network saw as black and white, in each channel.
+        intensity_limits: Vec<Limits>,
         seconds: f64,
         /// Part of the image that each class covers.
         cover: Vec<f64>,
@@ -164,6 +178,7 @@ struct Summary {
     #[serde(flatten)]
     used: UsedDevice,
     classes: Vec<String>,
+    intensity_warnings: IntensityWarnings,
     images: Vec<ImageReport>,
 }
 
@@ -190,7 +205,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let model = open_model(&arguments.model, arguments.backbone.as_deref(), &arguments.configuration)?;
     let device = arguments.device.open()?;
     let options = options(arguments);
-    let maker = Maker::new(&model, &options, "")?;
+    arguments.planes.check(model.metadata().unet.in_channels)?;
+    let range = arguments.range.as_ref().map_or_else(|| "model".to_owned(), ToString::to_string);
+    let settings = format!(", range {range}{}", arguments.planes.settings());
+    let maker = Maker::new(&model, &options, &settings)?;
     let classes = &model.metadata().classes;
     let mut work = Work {
         segmenter: Segmenter::new(&model, &device, options)?,
@@ -198,10 +216,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             names: classes.iter().map(|class| class.name.clone()).collect(),
             colours: classes.iter().map(|class| class.colour).collect(),
         },
-        mpp: arguments.mpp,
+        reading: arguments.planes.options(arguments.mpp),
+        notes: ImageNotes::for_segmenting(),
         token: interruption("stopping after what was begun"),
         progress: ItemProgress::new(files.len()),
         unknown_scale: 0,
+        intensities: IntensityWarnings::default(),
     };
     if arguments.mpp.is_some() && model.metadata().microns_per_pixel.is_none() {
         warn("the model does not know at what pixel size it was fitted: --mpp changes nothing");
@@ -237,7 +257,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             work.unknown_scale
         ));
     }
-    let summary = Summary::of(images, began.elapsed().as_secs_f64(), &device, &model);
+    work.intensities.say(true);
+    let mut summary = Summary::of(images, began.elapsed().as_secs_f64(), &device, &model);
+    summary.intensity_warnings = work.intensities;
     if arguments.json {
         print_json(&summary)?;
     } else {
@@ -255,6 +277,7 @@ fn options(arguments: &Arguments) -> SegmentOptions {
     let defaults = SegmentOptions::default();
     SegmentOptions {
         microns_per_pixel: arguments.mpp,
+        range: arguments.range.clone(),
         batch: arguments.batch,
         window: arguments.window,
         overlap: arguments.overlap,
@@ -285,12 +308,14 @@ fn check_apart(files: &[ImageFile], output: &Path) -> Result<()> {
 struct Work {
     segmenter: Segmenter,
     classes: Classes,
-    /// Size of all images' pixels, if the command line says so.
-    mpp: Option<f64>,
+    /// With the size of all images' pixels, if the command line says so.
+    reading: ReadOptions,
+    notes: ImageNotes,
     token: CancelToken,
     progress: ItemProgress,
     /// Images whose pixel size nobody knows.
     unknown_scale: usize,
+    intensities: IntensityWarnings,
 }
 
 impl Work {
@@ -327,28 +352,35 @@ impl Work {
         provenance: &Provenance,
         replaced: bool,
     ) -> Result<Outcome> {
-        let image = match read_image(input) {
+        let image = match read_image(input, &self.reading) {
             Ok(image) => image,
             Err(error) => return Ok(self.failed(error.to_string())),
         };
-        if image.more_pages {
-            self.progress.suspend(|| warn(format!("{}: only its first page is segmented", input.display())));
-        }
+        self.progress.suspend(|| self.notes.look(input, &image));
         let report = |progress: mdm::Progress| self.progress.windows(progress.done, progress.total);
         let control = Control::none().with_progress(&report).with_cancel(&self.token);
         let result = match image.view().and_then(|view| self.segmenter.segment(&view, &control)) {
             Ok(result) => result,
             // The command line's fault, and every image's.
-            Err(error @ Error::Invalid { what: "microns per pixel", .. }) if self.mpp.is_some() => {
+            Err(error @ Error::Invalid { what: "microns per pixel", .. })
+                if self.reading.microns_per_pixel.is_some() =>
+            {
                 return Err(error.into());
             }
             Err(error @ (Error::Image(_) | Error::Invalid { .. } | Error::OutOfMemory(_))) => {
+                let error = stated_by_file(error, &image, self.reading.microns_per_pixel);
                 return Ok(self.failed(format!("{}: {error}", input.display())));
             }
             Err(error) => return Err(error.into()),
         };
         self.unknown_scale += usize::from(result.report.scaling == Scaling::ImageUnknown);
-        let microns = self.mpp.or(image.microns_per_pixel);
+        for warning in &result.report.intensities.warnings {
+            // An empty field of view is nothing unusual.
+            if !matches!(warning, IntensityWarning::NoContrast { .. }) {
+                self.intensities.add(&input.to_string_lossy(), warning);
+            }
+        }
+        let microns = image.microns_per_pixel;
         files.write(&image, &result, &self.classes, microns, provenance)?;
         Ok(Outcome::Done {
             files,
@@ -358,6 +390,7 @@ impl Work {
             microns_per_pixel: microns,
             scale: result.report.scale,
             windows: result.report.windows,
+            intensity_limits: result.report.intensities.limits,
             seconds: result.report.seconds,
             cover: cover(&result.labels, self.segmenter.classes()),
         })
@@ -384,6 +417,7 @@ impl Summary {
             windows_per_second: 0.0,
             used: UsedDevice::of(device),
             classes: model.metadata().classes.iter().map(|class| class.name.clone()).collect(),
+            intensity_warnings: IntensityWarnings::default(),
             images: Vec::new(),
         };
         for image in &images {

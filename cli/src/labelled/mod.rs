@@ -10,7 +10,8 @@ use clap::Args;
 
 use crate::error::{CliError, Result, failed, usage, warn};
 use mdm_images::{
-    Image, LabelColours, LabelNumbers, Numbers, UNLABELLED, image_size, read_image, read_label_numbers,
+    Image, LabelColours, LabelNumbers, Numbers, ReadOptions, UNLABELLED, image_size, read_image,
+    read_label_numbers,
 };
 
 pub(crate) use names::{Known, Named, labels_of, stem};
@@ -91,9 +92,9 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Reads both, and makes sure that they have one size.
-    pub(crate) fn read(&self) -> Result<(Image, Vec<u8>)> {
-        let image = read_image(&self.image)?;
+    /// Reads both, of the image what `options` choose, and makes sure that they have one size.
+    pub(crate) fn read(&self, options: &ReadOptions) -> Result<(Image, Vec<u8>)> {
+        let image = read_image(&self.image, options)?;
         let labels = self.reading.numbers(&self.labels)?;
         self.check_sizes((image.width, image.height), (labels.width, labels.height))?;
         Ok((image, self.reading.classes(&self.labels, labels)?))

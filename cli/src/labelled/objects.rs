@@ -178,39 +178,34 @@ pub(crate) enum Verdict {
 
 impl Look {
     pub(crate) fn of(labels: &LabelNumbers) -> Result<Self> {
-        let objects: Vec<u32> = match &labels.numbers {
-            Numbers::Bytes(values) => values
-                .iter()
-                .map(|value| if *value == UNLABELLED { UNLABELLED_WIDE } else { u32::from(*value) })
-                .collect(),
-            Numbers::Wide(numbers) => numbers.clone(),
-        };
-        let unlabelled = objects.iter().filter(|number| **number == UNLABELLED_WIDE).count();
-        let mut look = Self {
-            numbers: 0,
-            largest: 0,
-            single: 0,
-            specks: 0,
-            mostly_unlabelled: unlabelled > objects.len() / 2,
-        };
-        let found = regions(&objects, labels.width, Connectivity::Eight)?;
+        match &labels.numbers {
+            Numbers::Bytes(values) => Self::at(values, labels.width, UNLABELLED),
+            Numbers::Wide(numbers) => Self::at(numbers, labels.width, UNLABELLED_WIDE),
+        }
+    }
+
+    fn at<T: Copy + Default + Ord + Into<u32>>(numbers: &[T], width: usize, unlabelled: T) -> Result<Self> {
+        let found = regions(numbers, width, Connectivity::Eight)?;
         let mut counted = vec![false; found.count as usize + 1];
-        let mut seen: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
-        for (number, region) in objects.iter().zip(&found.labels) {
-            if *number == 0 || *number == UNLABELLED_WIDE {
-                continue;
-            }
-            let (regions, pixels) = seen.entry(*number).or_default();
-            *pixels += 1;
-            if !std::mem::replace(&mut counted[*region as usize], true) {
-                *regions += 1;
+        let mut without = 0;
+        // Regions and pixels of each number.
+        let mut seen: BTreeMap<T, (u64, u64)> = BTreeMap::new();
+        for (number, region) in numbers.iter().zip(&found.labels) {
+            if *number == unlabelled {
+                without += 1;
+            } else if *region > 0 {
+                let (regions, pixels) = seen.entry(*number).or_default();
+                *pixels += 1;
+                *regions += u64::from(!std::mem::replace(&mut counted[*region as usize], true));
             }
         }
-        look.numbers = seen.len();
-        look.largest = seen.keys().next_back().copied().unwrap_or(0);
-        look.single = seen.values().filter(|(regions, _)| *regions == 1).count();
-        look.specks = seen.values().filter(|(regions, pixels)| pixels / regions < SPECK).count();
-        Ok(look)
+        Ok(Self {
+            numbers: seen.len(),
+            largest: seen.keys().next_back().map_or(0, |number| (*number).into()),
+            single: seen.values().filter(|(regions, _)| *regions == 1).count(),
+            specks: seen.values().filter(|(regions, pixels)| pixels / regions < SPECK).count(),
+            mostly_unlabelled: without > numbers.len() / 2,
+        })
     }
 
     /// Whether a number is too large for a class.

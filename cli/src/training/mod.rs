@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, failed, usage};
 use crate::files::unusable_input;
+use crate::planes::PlaneArguments;
 use mdm_images::expand;
 
 pub(crate) use folder::RunFolder;
@@ -36,6 +37,8 @@ pub(crate) struct Notes {
     pub(crate) recursive: bool,
     /// Size of all images' pixels in micrometres, whatever the files say.
     pub(crate) mpp: Option<f64>,
+    /// What is read of files that hold several planes.
+    pub(crate) planes: PlaneArguments,
     /// The backbone that the run started from.
     pub(crate) init: Option<PathBuf>,
     pub(crate) watching: Watching,

@@ -14,6 +14,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::error::{Result, failed};
+use crate::guard::guarded;
 
 pub use colours::LabelColours;
 
@@ -66,6 +67,10 @@ pub enum Numbers {
 /// Files that are damaged or neither PNG nor TIFF, colour pictures without `colours`, colours that it does not
 /// name, and pixels that are partly transparent.
 pub fn read_label_numbers(path: &Path, colours: Option<&LabelColours>) -> Result<LabelNumbers> {
+    guarded(path, || stored(path)?.numbers(path, colours))
+}
+
+fn stored(path: &Path) -> Result<stored::Stored> {
     if path.is_dir() {
         return Err(failed(path, "is a folder, not a label file"));
     }
@@ -74,24 +79,19 @@ pub fn read_label_numbers(path: &Path, colours: Option<&LabelColours>) -> Result
     let mut read = Vec::new();
     file.take(4).read_to_end(&mut read).map_err(|error| failed(path, format!("cannot be read: {error}")))?;
     start[..read.len()].copy_from_slice(&read);
-    let stored = match &start {
-        b"\x89PNG" => png::read(path)?,
-        b"II*\0" | b"MM\0*" | b"II+\0" | b"MM\0+" => tiff::read(path)?,
-        [0, 0, 0, 0] if read.is_empty() => return Err(failed(path, "is empty")),
-        [0xFF, 0xD8, 0xFF, _] => {
-            return Err(failed(
-                path,
-                "is a JPEG, which does not keep numbers as they are; save labels as PNG or TIFF",
-            ));
-        }
-        _ => {
-            return Err(failed(
-                path,
-                "is neither PNG nor TIFF; labels are such files of class indices, named like their image",
-            ));
-        }
-    };
-    stored.numbers(path, colours)
+    match &start {
+        b"\x89PNG" => png::read(path),
+        b"II*\0" | b"MM\0*" | b"II+\0" | b"MM\0+" => tiff::read(path),
+        [0, 0, 0, 0] if read.is_empty() => Err(failed(path, "is empty")),
+        [0xFF, 0xD8, 0xFF, _] => Err(failed(
+            path,
+            "is a JPEG, which does not keep numbers as they are; save labels as PNG or TIFF",
+        )),
+        _ => Err(failed(
+            path,
+            "is neither PNG nor TIFF; labels are such files of class indices, named like their image",
+        )),
+    }
 }
 
 /// Reads class indices.

@@ -9,7 +9,7 @@ use ::png::{BitDepth, ColorType, Decoder, DecodingError, Limits, Transformations
 use super::stored::{Palette, Samples, Stored};
 use crate::Orientation;
 use crate::error::{FileError, Result, failed};
-use crate::read::claimed_values;
+use crate::memory::claimed_values;
 
 fn unreadable(path: &Path, error: &DecodingError) -> FileError {
     failed(path, format!("cannot be read as a label PNG, it may be damaged or cut short: {error}"))
@@ -63,7 +63,7 @@ pub(super) fn read(path: &Path) -> Result<Stored> {
 }
 
 /// Samples of less than 8 bits, whose rows begin with a byte.
-pub(super) fn unpack(packed: &[u8], width: usize, height: usize, bits: usize) -> Vec<u8> {
+fn unpack(packed: &[u8], width: usize, height: usize, bits: usize) -> Vec<u8> {
     let row_bytes = (width * bits).div_ceil(8);
     let mask = (1u8 << bits) - 1;
     let mut values = Vec::with_capacity(width * height);

@@ -220,7 +220,7 @@ fn labels_are_turned_as_their_images_are() {
     let mut page = encoder.new_image::<colortype::Gray8>(4, 2).unwrap();
     page.encoder().write_tag(Tag::Orientation, 6u16).unwrap();
     page.write_data(&stored).unwrap();
-    let image = crate::read_image(&path).unwrap();
+    let image = crate::read_image(&path, &crate::ReadOptions::default()).unwrap();
     let labels = read_labels(&path).unwrap();
     assert_eq!((labels.width, labels.height), (2, 4));
     assert_eq!((image.width, image.height), (2, 4));

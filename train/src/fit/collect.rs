@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
+use mdm::intensity::{IntensityRange, IntensityWarning, SeenIntensities};
 use mdm::model::{FeatureConfig, Model};
 use mdm::segment::rescale::scale_between;
 use mdm::segment::window::{WindowGrid, WindowPosition};
@@ -30,6 +31,15 @@ pub enum HeldOutPart {
     Squares,
 }
 
+/// What looks wrong about the values of an image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageWarning {
+    /// The image's name.
+    pub image: String,
+    /// What looks wrong.
+    pub warning: IntensityWarning,
+}
+
 /// Samples, and what is known about where they come from.
 #[derive(Clone, Debug)]
 pub struct Collected {
@@ -45,6 +55,12 @@ pub struct Collected {
     pub held_out: HeldOutPart,
     /// Micrometres per pixel that all images agree on.
     pub microns_per_pixel: Option<f64>,
+    /// How stored values became what the network saw: as the options say, or else as the backbone was trained.
+    pub range: IntensityRange,
+    /// Which values the images have.
+    pub seen: Option<SeenIntensities>,
+    /// What looks wrong about them.
+    pub warnings: Vec<ImageWarning>,
     /// Which activations the features are.
     pub features: FeatureConfig,
     /// Side of the windows they were taken from, in pixels at the model's scale.
@@ -80,7 +96,10 @@ pub fn collect(
     if images.is_empty() {
         return Err(Error::invalid("images", "there is no labelled image"));
     }
-    let collector = Collector { model, feature_options, options };
+    let range = feature_options.range.clone();
+    let range = range.unwrap_or_else(|| model.metadata().intensity_range.inherited());
+    let feature_options = &FeatureOptions { range: Some(range.clone()), ..feature_options.clone() };
+    let collector = Collector { model, feature_options, options, range: &range };
     let mut features = Features::new(model, device, feature_options.clone())?;
     let survey = collector.survey(&features, images, classes, control)?;
     let mut samples = Samples::new(features.channels())?;
@@ -111,15 +130,18 @@ pub fn collect(
         let labelled: HashSet<WindowPosition> = counted().map(|(position, _)| position).collect();
         let mut windows = counted().map(|(_, labelled)| *labelled);
         let wanted = |position: WindowPosition| labelled.contains(&position);
-        features.extract_some(&mut { image.image }, &wanted, &control.quiet(), &mut |window| {
-            let labelled = windows.next().unwrap_or(0);
-            let mut pixels = labelled_pixels(&scaled, window.top, window.left);
-            let wanted = survey.density.of(labelled).min(pixels.len());
-            add(&mut samples, &window, &scaled, &mut pixels, wanted, &mut random, &is_held_out)?;
-            done += 1;
-            control.report(done, total);
-            Ok(())
-        })?;
+        let name = image.name.clone();
+        let extracted =
+            features.extract_some(&mut { image.image }, &wanted, &control.quiet(), &mut |window| {
+                let labelled = windows.next().unwrap_or(0);
+                let mut pixels = labelled_pixels(&scaled, window.top, window.left);
+                let wanted = survey.density.of(labelled).min(pixels.len());
+                add(&mut samples, &window, &scaled, &mut pixels, wanted, &mut random, &is_held_out)?;
+                done += 1;
+                control.report(done, total);
+                Ok(())
+            });
+        extracted.map_err(|error| named(&name, error))?;
     }
     Ok(Collected {
         samples,
@@ -128,10 +150,21 @@ pub fn collect(
         unlabelled_images: survey.unlabelled_images,
         held_out: if by_image { HeldOutPart::Images(held_out_names) } else { HeldOutPart::Squares },
         microns_per_pixel: survey.microns_per_pixel,
+        seen: survey.seen,
+        warnings: survey.warnings,
+        range,
         features: features.config().clone(),
         window: features.window(),
         seconds: began.elapsed().as_secs_f64(),
     })
+}
+
+/// Says which image it is that cannot be used.
+fn named(name: &str, error: Error) -> Error {
+    match error {
+        Error::Image(reason) => Error::Image(format!("{name}: {reason}")),
+        other => other,
+    }
 }
 
 /// Adds `wanted` of a window's labelled `pixels`, chosen at random, as samples.
@@ -186,6 +219,8 @@ struct Survey {
     class_pixels: [u64; 256],
     unlabelled_images: Vec<String>,
     microns_per_pixel: Option<f64>,
+    seen: Option<SeenIntensities>,
+    warnings: Vec<ImageWarning>,
     density: Density,
 }
 
@@ -234,6 +269,7 @@ struct Collector<'a> {
     model: &'a Model,
     feature_options: &'a FeatureOptions,
     options: &'a FitOptions,
+    range: &'a IntensityRange,
 }
 
 impl Collector<'_> {
@@ -265,6 +301,8 @@ impl Collector<'_> {
             class_pixels: [0; 256],
             unlabelled_images: Vec::new(),
             microns_per_pixel: None,
+            seen: None,
+            warnings: Vec::new(),
             density: Density::new(self.options),
         };
         let mut names = Vec::new();
@@ -290,6 +328,12 @@ impl Collector<'_> {
             let counts = Counts { windows };
             if counts.is_unlabelled() {
                 survey.unlabelled_images.push(image.name.clone().into_owned());
+            } else {
+                let measured = self.range.measure(&mut { image.image }, None);
+                let (_, report) = measured.map_err(|error| named(&image.name, error))?;
+                survey.seen = SeenIntensities::with(survey.seen, &report);
+                let warning = |warning| ImageWarning { image: image.name.clone().into_owned(), warning };
+                survey.warnings.extend(report.warnings.into_iter().map(warning));
             }
             microns.push(self.feature_options.microns_per_pixel.or(image.image.microns_per_pixel()));
             names.push(image.name.into_owned());

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use mdm::image::ImageView;
+use mdm::intensity::{IntensityRange, IntensityReport, SeenIntensities};
 use mdm::model::{Class, Head, Model};
 use mdm::segment::rescale::scale_between;
 use mdm::segment::window::{WindowGrid, WindowPosition};
@@ -63,6 +64,7 @@ pub struct LabelReport {
 
 struct Image {
     pixels: Pixels,
+    intensities: IntensityReport,
     microns_per_pixel: Option<f64>,
     /// Pixels of the image per pixel at the model's scale.
     ratio: f64,
@@ -90,12 +92,17 @@ impl HeadFitter {
         model: &Model,
         device: &Device,
         classes: Vec<Class>,
-        feature_options: FeatureOptions,
+        mut feature_options: FeatureOptions,
         options: FitOptions,
     ) -> Result<Self> {
         options.validate()?;
         check_classes(&classes)?;
         let features = Features::new(model, device, feature_options.clone())?;
+        let range = feature_options.range.take();
+        feature_options.range = Some(range.unwrap_or_else(|| match model.heads() {
+            [] => model.metadata().intensity_range.inherited(),
+            _ => model.metadata().intensity_range.clone(),
+        }));
         let shape = Shape::new(features.channels(), classes.len());
         let continued = *features.config() == model.metadata().features
             && model.heads().iter().all(|head| shape.is_of(head));
@@ -147,6 +154,17 @@ impl HeadFitter {
         Ok(())
     }
 
+    /// How stored values become what the network sees.
+    fn range(&self) -> IntensityRange {
+        self.feature_options.range.clone().unwrap_or_default()
+    }
+
+    /// How the stored values of an image become what the network sees, and what looks wrong about them; `None` for a name that is not
+    /// known.
+    pub fn intensities(&self, name: &str) -> Option<&IntensityReport> {
+        Some(&self.images.get(name)?.intensities)
+    }
+
     /// Names of the images, in their order.
     pub fn images(&self) -> impl Iterator<Item = &str> {
         self.images.keys().map(String::as_str)
@@ -174,7 +192,7 @@ impl HeadFitter {
     /// # Errors
     /// [`Error::Image`] for an image that cannot be used, [`Error::Invalid`] for a scale that cannot be, [`Error::OutOfMemory`].
     pub fn set_image(&mut self, name: &str, image: &ImageView<'_>) -> Result<bool> {
-        let pixels = Pixels::new(image)?;
+        let (pixels, intensities) = Pixels::new(image, &self.range())?;
         if self.images.get(name).is_some_and(|known| known.pixels == pixels) {
             return Ok(false);
         }
@@ -190,6 +208,7 @@ impl HeadFitter {
         }
         let image = Image {
             pixels,
+            intensities,
             microns_per_pixel: microns,
             ratio: 1.0 / scale,
             grid,
@@ -374,7 +393,9 @@ impl HeadFitter {
         let mut microns = self.images.values().map(|image| image.microns_per_pixel);
         let first = microns.next().flatten().filter(|first| microns.all(|other| other == Some(*first)));
         let taken = (self.features.config(), self.features.window(), &self.feature_options);
-        fitted_model(&self.model, self.classes.clone(), taken, first, self.heads.clone())
+        let labelled = self.images.values().filter(|image| image.samples() > 0);
+        let seen = labelled.fold(None, |seen, image| SeenIntensities::with(seen, &image.intensities));
+        fitted_model(&self.model, self.classes.clone(), taken, (first, seen), self.heads.clone())
     }
 
     /// All samples, and the numbers of those that the last heads have not seen.

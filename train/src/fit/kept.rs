@@ -3,18 +3,20 @@
 use std::ops::Range;
 
 use mdm::image::{ImageSource, ImageView};
+use mdm::intensity::{IntensityRange, IntensityReport, IntensityScale};
 use mdm::segment::WindowFeatures;
 use mdm::{Error, PixelFormat, Result};
 
 use super::samples::Samples;
 
-/// A copy of an image's pixels, in as few bits as they came.
+/// A copy of an image's pixels, in as few bits as they came, and how they are scaled.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Pixels {
     width: usize,
     height: usize,
     channels: usize,
     microns_per_pixel: Option<f64>,
+    scale: IntensityScale,
     values: Values,
 }
 
@@ -26,11 +28,15 @@ enum Values {
 }
 
 impl Pixels {
+    /// Values are scaled by `range`; what is to be said about them comes with the copy.
+    ///
     /// # Errors
-    /// [`Error::OutOfMemory`], and [`Error::Image`] for samples out of range.
-    pub(crate) fn new(image: &ImageView<'_>) -> Result<Self> {
+    /// [`Error::OutOfMemory`], [`Error::Image`] for samples out of range, and those of [`IntensityRange::measure`].
+    pub(crate) fn new(image: &ImageView<'_>, range: &IntensityRange) -> Result<(Self, IntensityReport)> {
         let mut image = *image;
+        let (scale, report) = range.measure(&mut image, None)?;
         let (width, height, channels) = (image.width(), image.height(), image.format().colours());
+        let microns_per_pixel = image.microns_per_pixel();
         let row_len = width * channels;
         let mut values = match image.format() {
             PixelFormat::Grey8 | PixelFormat::Rgb8 | PixelFormat::Rgba8 | PixelFormat::Bgra8 => {
@@ -39,23 +45,23 @@ impl Pixels {
             PixelFormat::Grey16 | PixelFormat::Rgb16 | PixelFormat::Rgba16 => {
                 Values::Bits16(room(row_len, height)?)
             }
-            PixelFormat::GreyF32 | PixelFormat::RgbF32 => Values::Float(room(row_len, height)?),
+            _ => Values::Float(room(row_len, height)?),
+        };
+        let (Some(scale), Some(stored)) = (scale, image.stored()) else {
+            return Err(Error::Image("its values are not to be had as they are stored".into()));
         };
         let mut row = vec![0.0; row_len];
         for y in 0..height {
-            image.read_rows(y..y + 1, &mut row)?;
+            stored.read_stored(y..y + 1, &mut row)?;
             match &mut values {
-                Values::Bits8(values) => {
-                    values.extend(row.iter().map(|value| ((value + 1.0) * 127.5).round() as u8));
-                }
-                Values::Bits16(values) => {
-                    values.extend(row.iter().map(|value| ((value + 1.0) * 32767.5).round() as u16));
-                }
+                Values::Bits8(values) => values.extend(row.iter().map(|value| *value as u8)),
+                Values::Bits16(values) => values.extend(row.iter().map(|value| *value as u16)),
                 Values::Float(values) => values.extend_from_slice(&row),
             }
+            // What cannot be scaled is found now.
+            scale.apply(&mut row, y, width)?;
         }
-        let microns_per_pixel = image.microns_per_pixel();
-        Ok(Self { width, height, channels, microns_per_pixel, values })
+        Ok((Self { width, height, channels, microns_per_pixel, scale, values }, report))
     }
 
     /// Rows and columns.
@@ -94,17 +100,17 @@ impl ImageSource for &Pixels {
         match &self.values {
             Values::Bits8(values) => {
                 for (out, &value) in out.iter_mut().zip(&values[range]) {
-                    *out = f32::from(value) / 127.5 - 1.0;
+                    *out = f32::from(value);
                 }
             }
             Values::Bits16(values) => {
                 for (out, &value) in out.iter_mut().zip(&values[range]) {
-                    *out = f32::from(value) / 32767.5 - 1.0;
+                    *out = f32::from(value);
                 }
             }
             Values::Float(values) => out.copy_from_slice(&values[range]),
         }
-        Ok(())
+        self.scale.apply(out, rows.start, self.width)
     }
 }
 
@@ -146,7 +152,7 @@ mod tests {
         for format in [PixelFormat::Grey8, PixelFormat::Bgra8, PixelFormat::Rgb16, PixelFormat::Grey16] {
             let (width, height) = (256, 3);
             let mut view = ImageView::new(&bytes, width, height, format).unwrap().with_microns_per_pixel(0.5);
-            let copy = Pixels::new(&view).unwrap();
+            let (copy, _) = Pixels::new(&view, &IntensityRange::Declared).unwrap();
             let mut expected = vec![0.0; width * height * format.colours()];
             view.read_rows(0..height, &mut expected).unwrap();
             let mut found = vec![f32::NAN; expected.len()];

@@ -23,7 +23,7 @@ mod state;
 mod tests;
 mod trainer;
 
-pub use collect::{Collected, HeldOutPart, collect};
+pub use collect::{Collected, HeldOutPart, ImageWarning, collect};
 pub use ensemble::{FittedHeads, fit_heads};
 pub use fitter::{HeadFitter, LabelReport};
 pub use labels::{LabelledImage, LabelledImages};

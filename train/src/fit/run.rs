@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use mdm::intensity::SeenIntensities;
 use mdm::model::{Class, FeatureConfig, Head, Model};
 use mdm::segment::FeatureOptions;
 use mdm::{Control, Device, Error, Progress, Result};
 
-use super::collect::{Collected, HeldOutPart, collect};
+use super::collect::{Collected, HeldOutPart, ImageWarning, collect};
 use super::ensemble::fit_heads;
 use super::labels::LabelledImages;
 use super::options::FitOptions;
@@ -35,6 +36,8 @@ pub struct FitReport {
     pub samples: usize,
     /// Images without any label, which were left out.
     pub unlabelled_images: Vec<String>,
+    /// What looks wrong about the images' values.
+    pub warnings: Vec<ImageWarning>,
     /// Steps that each head took.
     pub steps: Vec<usize>,
     /// Seconds spent on features.
@@ -97,9 +100,12 @@ pub fn fit_collected(
     let began = Instant::now();
     let fitted = fit_heads(&collected.samples, classes.len(), options, device, control)?;
     let head_seconds = began.elapsed().as_secs_f64();
+    let feature_options = &FeatureOptions { range: Some(collected.range.clone()), ..feature_options.clone() };
     let taken = (&collected.features, collected.window, feature_options);
+    let found = (collected.microns_per_pixel, collected.seen);
     Ok(FitReport {
-        model: fitted_model(model, classes, taken, collected.microns_per_pixel, fitted.heads)?,
+        model: fitted_model(model, classes, taken, found, fitted.heads)?,
+        warnings: collected.warnings.clone(),
         training: fitted.training,
         held_out: fitted.held_out,
         held_out_part: collected.held_out.clone(),
@@ -118,7 +124,7 @@ pub(crate) fn fitted_model(
     model: &Model,
     classes: Vec<Class>,
     (features, window, options): (&FeatureConfig, usize, &FeatureOptions),
-    microns_per_pixel: Option<f64>,
+    (microns_per_pixel, seen): (Option<f64>, Option<SeenIntensities>),
     heads: Vec<Head>,
 ) -> Result<Model> {
     let mut metadata = model.metadata().clone();
@@ -129,6 +135,10 @@ pub(crate) fn fitted_model(
     if let Some(corrupt) = options.corrupt {
         metadata.corruption.corrupt_features = corrupt;
     }
+    if let Some(range) = &options.range {
+        metadata.intensity_range = range.clone();
+    }
+    metadata.intensities_seen = seen;
     metadata.microns_per_pixel = metadata.microns_per_pixel.or(microns_per_pixel);
     model.with_heads(metadata, heads)
 }

@@ -225,6 +225,7 @@ pub(crate) fn metadata(recipe: &Recipe, description: &str) -> Metadata {
     let mut metadata = Metadata::new(recipe.unet.clone());
     metadata.corruption = recipe.corruption.clone();
     metadata.microns_per_pixel = recipe.crops.microns_per_pixel;
+    metadata.intensity_range = recipe.crops.range.clone();
     metadata.description = description.to_owned();
     let last = metadata.corruption.last_timestep();
     // A network that knows one timestep, or few, is asked at one that it knows.

@@ -1,6 +1,7 @@
 //! Random squares of images.
 
 use mdm::image::{ImageSource, check_channels, convert_channels};
+use mdm::intensity::IntensityScale;
 use mdm::segment::rescale::{Filter, Resampler, scale_between, scaled_side};
 use mdm::{ImageView, Result};
 
@@ -14,9 +15,10 @@ const WHITE: f32 = 220.0 / 127.5 - 1.0;
 pub(crate) type Choices = [f32; 4];
 
 /// Writes a crop `[size, size, channels]` of `image`; where the image is smaller than that, it lies somewhere in zeros, as it
-/// does when it is segmented.
+/// does when it is segmented. Stored values are scaled as said, or as the image declares.
 pub(crate) fn crop(
     image: &ImageView<'_>,
+    scale_of_values: Option<&IntensityScale>,
     crops: &Crops,
     [row, column, mirrored, turned]: Choices,
     size: usize,
@@ -46,7 +48,13 @@ pub(crate) fn crop(
     out.fill(0.0);
     let mut y = out_top;
     for row in top..top + from.0 {
-        source.read_rows(row..row + 1, &mut read)?;
+        match (scale_of_values, source.stored()) {
+            (Some(scale), Some(stored)) => {
+                stored.read_stored(row..row + 1, &mut read)?;
+                scale.apply(&mut read, row, width)?;
+            }
+            _ => source.read_rows(row..row + 1, &mut read)?,
+        }
         convert_channels(&read[left * given..(left + from.1) * given], given, &mut pushed, channels);
         resampler.push(&pushed)?;
         while resampler.pull(&mut pulled) {
@@ -79,15 +87,21 @@ pub(crate) fn background(crop: &[f32], channels: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use mdm::PixelFormat;
+    use mdm::{IntensityRange, PixelFormat};
 
     use super::*;
 
-    const STILL: Crops = Crops { flip: false, turn: false, microns_per_pixel: None, skip_background: None };
+    const STILL: Crops = Crops {
+        flip: false,
+        turn: false,
+        microns_per_pixel: None,
+        range: IntensityRange::Declared,
+        skip_background: None,
+    };
 
     fn taken(image: &ImageView<'_>, crops: &Crops, choices: Choices, size: usize) -> Vec<f32> {
         let mut out = vec![f32::NAN; size * size];
-        crop(image, crops, choices, size, 1, &mut out).unwrap();
+        crop(image, None, crops, choices, size, 1, &mut out).unwrap();
         out
     }
 

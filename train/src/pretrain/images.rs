@@ -1,11 +1,12 @@
 //! Where crops are taken from.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use mdm::intensity::{IntensityRange, IntensityWarning};
 use mdm::{Error, ImageView, Result};
-use mdm_images::{Image, read_image};
+use mdm_images::{Image, ReadOptions, read_image};
 
 /// Images to learn from, by number. Several threads ask at once.
 pub trait Images: Send + Sync {
@@ -32,10 +33,33 @@ pub trait Images: Send + Sync {
     }
 }
 
+/// Images that are looked at before a run.
+const EXAMINED: usize = 32;
+
+/// What looks wrong about the values of some images, evenly spread, with their names, where `range` is how they are scaled. Images
+/// that cannot be read are left to the run.
+pub fn examine(images: &dyn Images, range: &IntensityRange) -> Vec<(String, IntensityWarning)> {
+    let count = images.count();
+    let mut warnings = Vec::new();
+    for index in (0..count).step_by(count.div_ceil(EXAMINED).max(1)) {
+        let mut look = |image: &ImageView<'_>| {
+            let (_, report) = range.measure(&mut { *image }, None)?;
+            warnings.extend(report.warnings.into_iter().map(|warning| (images.name(index), warning)));
+            Ok(())
+        };
+        // It will be said by the run that such an image is left out.
+        let _ = images.read(index, &mut look);
+    }
+    warnings
+}
+
+type Observer = Box<dyn Fn(&Path, &Image) + Send + Sync>;
+
 /// Image files: PNG, JPEG, TIFF or BMP. Those that were used last are kept decoded.
 pub struct FileImages {
     paths: Vec<PathBuf>,
-    microns_per_pixel: Option<f64>,
+    options: ReadOptions,
+    observer: Option<Observer>,
     capacity: usize,
     kept: Mutex<Kept>,
 }
@@ -53,12 +77,29 @@ impl FileImages {
 
     /// Images in these files.
     pub fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths, microns_per_pixel: None, capacity: Self::DEFAULT_CAPACITY, kept: Mutex::default() }
+        Self {
+            paths,
+            options: ReadOptions::default(),
+            observer: None,
+            capacity: Self::DEFAULT_CAPACITY,
+            kept: Mutex::default(),
+        }
     }
 
     /// Says how large pixels are, in micrometres, whatever the files say.
-    pub fn with_microns_per_pixel(self, microns: Option<f64>) -> Self {
-        Self { microns_per_pixel: microns, ..self }
+    pub fn with_microns_per_pixel(mut self, microns: Option<f64>) -> Self {
+        self.options.microns_per_pixel = microns;
+        self
+    }
+
+    /// Says what is read of files that hold more than one plane, and how.
+    pub fn with_options(self, options: ReadOptions) -> Self {
+        Self { options, ..self }
+    }
+
+    /// Shows `observer` each image when it has been read, which may be several times and from several threads.
+    pub fn with_observer(self, observer: impl Fn(&Path, &Image) + Send + Sync + 'static) -> Self {
+        Self { observer: Some(Box::new(observer)), ..self }
     }
 
     /// Keeps up to so many bytes of decoded images.
@@ -81,7 +122,11 @@ impl FileImages {
                 return Ok(image.clone());
             }
         }
-        let image = Arc::new(read_image(path).map_err(|error| Error::Image(error.to_string()))?);
+        let image =
+            Arc::new(read_image(path, &self.options).map_err(|error| Error::Image(error.to_string()))?);
+        if let Some(observer) = &self.observer {
+            observer(path, &image);
+        }
         let bytes = image.pixels.bytes().len();
         if bytes <= self.capacity {
             let mut kept = lock();
@@ -109,11 +154,6 @@ impl Images for FileImages {
     }
 
     fn read(&self, index: usize, take: &mut dyn FnMut(&ImageView<'_>) -> Result<()>) -> Result<()> {
-        let image = self.image(index)?;
-        let view = image.view()?;
-        take(&match self.microns_per_pixel {
-            Some(microns) => view.with_microns_per_pixel(microns),
-            None => view,
-        })
+        take(&self.image(index)?.view()?)
     }
 }

@@ -36,7 +36,7 @@ mod trainer;
 
 pub use checkpoint::Checkpoint;
 pub use error::{PretrainError, Result};
-pub use images::{FileImages, Images};
+pub use images::{FileImages, Images, examine};
 pub use initial::initial_parameters;
 pub use recipe::{Crops, Optimiser, Recipe, Schedule};
 pub use trainer::{Example, Start, StepReport, Trainer};

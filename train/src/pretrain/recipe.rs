@@ -1,5 +1,6 @@
 //! What a run is a function of, besides its images.
 
+use mdm::intensity::IntensityRange;
 use mdm::model::{Corruption, CorruptionKind, Metadata, UnetConfig};
 use mdm::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -78,8 +79,15 @@ pub struct Crops {
     pub turn: bool,
     /// Scale that images are brought to, where they say theirs, in micrometres a pixel.
     pub microns_per_pixel: Option<f64>,
+    /// How stored values become what the network sees. Checkpoints that do not say it mean the type's range.
+    #[serde(default = "type_range")]
+    pub range: IntensityRange,
     /// Crops are taken elsewhere if more than this share of their pixels is white, as a slide without tissue is.
     pub skip_background: Option<f64>,
+}
+
+fn type_range() -> IntensityRange {
+    IntensityRange::Type
 }
 
 impl Default for Recipe {
@@ -120,7 +128,13 @@ impl Default for Optimiser {
 
 impl Default for Crops {
     fn default() -> Self {
-        Self { flip: true, turn: true, microns_per_pixel: None, skip_background: None }
+        Self {
+            flip: true,
+            turn: true,
+            microns_per_pixel: None,
+            range: IntensityRange::Declared,
+            skip_background: None,
+        }
     }
 }
 
@@ -231,6 +245,7 @@ impl Recipe {
         if let Some(rate) = self.ema_rates.iter().find(|rate| !(0.0..1.0).contains(*rate)) {
             return wrong("moving averages", format!("a rate of {rate} is not in [0, 1)"));
         }
+        self.crops.range.validate()?;
         let Crops { microns_per_pixel, skip_background, .. } = self.crops;
         if let Some(microns) = microns_per_pixel
             && !(microns > 0.0 && microns.is_finite())

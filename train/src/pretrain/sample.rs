@@ -1,11 +1,13 @@
 //! What the network sees and what it is to answer, for one sample.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mdm::corruption::{alphas_cumprod, hidden_patches, hide, q_sample, signal_and_spread};
+use mdm::intensity::{IntensityRange, IntensityScale};
 use mdm::model::CorruptionKind;
-use mdm::{Error, Result};
+use mdm::{Error, ImageView, Result};
 
 use super::crop::{background, crop};
 use super::draw::{self, below, corruption, decisions};
@@ -42,6 +44,8 @@ pub(crate) struct Sampler {
     alphas: Vec<f64>,
     /// Orders of the images in rounds that were used lately.
     orders: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
+    /// How values of images are scaled, where that follows from the values.
+    scales: Mutex<HashMap<usize, Arc<IntensityScale>>>,
 }
 
 impl Sampler {
@@ -56,7 +60,7 @@ impl Sampler {
             CorruptionKind::Gaussian { schedule } => alphas_cumprod(schedule, recipe.corruption.timesteps),
             CorruptionKind::Mask { .. } => Vec::new(),
         };
-        Ok(Self { recipe, images, alphas, orders: Mutex::default() })
+        Ok(Self { recipe, images, alphas, orders: Mutex::default(), scales: Mutex::default() })
     }
 
     /// Values of a sample.
@@ -123,7 +127,8 @@ impl Sampler {
         let read = catch_unwind(AssertUnwindSafe(|| {
             self.images.read(index, &mut |image| {
                 taken = true;
-                crop(image, crops, choices, self.recipe.size(), unet.in_channels, out)
+                let scale = self.scale(index, image)?;
+                crop(image, scale.as_deref(), crops, choices, self.recipe.size(), unet.in_channels, out)
             })
         }));
         match read {
@@ -131,6 +136,21 @@ impl Sampler {
             Ok(read) => read,
             Err(_) => Err(Error::Image("its decoder panicked".into())),
         }
+    }
+
+    /// How the values of image `index` become what the network sees. Percentiles are computed once an image.
+    fn scale(&self, index: usize, image: &ImageView<'_>) -> Result<Option<Arc<IntensityScale>>> {
+        let range = &self.recipe.crops.range;
+        let measured = matches!(range, IntensityRange::Percentile { .. });
+        let lock = || self.scales.lock().unwrap_or_else(PoisonError::into_inner);
+        if measured && let Some(scale) = lock().get(&index) {
+            return Ok(Some(scale.clone()));
+        }
+        let scale = range.scale(&mut { *image })?.map(Arc::new);
+        if measured && let Some(scale) = &scale {
+            lock().insert(index, scale.clone());
+        }
+        Ok(scale)
     }
 
     /// Images come in a new order each round. That of sample `number`, or, with an `offset`, another of the same round in its
@@ -208,8 +228,8 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
+    use mdm::PixelFormat;
     use mdm::model::{Corruption, MaskRule, NoiseSchedule, UnetConfig};
-    use mdm::{ImageView, PixelFormat};
 
     use super::*;
     use crate::pretrain::Crops;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use mdm::image::{ImageView, PixelFormat};
-use mdm::model::{Corruption, FeatureConfig, METADATA_VERSION, MapWeights, Metadata, Model, UnetConfig};
+use mdm::model::{Corruption, FeatureConfig, MapWeights, Metadata, Model, UnetConfig};
 use mdm::plan::{Plan, PlanOptions};
 use mdm_train::fit::LabelledImage;
 
@@ -41,17 +41,12 @@ pub(crate) fn backbone(microns_per_pixel: Option<f64>) -> Model {
         weights.insert(param.name, &param.shape, values);
     }
     let metadata = Metadata {
-        version: METADATA_VERSION,
-        unet,
-        backbone_fingerprint: None,
         corruption: Corruption { corrupt_features: false, ..Corruption::default() },
         features: FeatureConfig { timesteps: vec![50], blocks, normalise: false },
         window: WINDOW,
         overlap: 0.2,
         microns_per_pixel,
-        classes: Vec::new(),
-        heads: 0,
-        description: String::new(),
+        ..Metadata::new(unet)
     };
     Model::from_parts(metadata, Arc::new(weights), Vec::new()).unwrap()
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use mdm::IntensityRange;
 use mdm::model::{Corruption, CorruptionKind, MaskRule, Model, UnetConfig};
 use mdm_train::loss::{Loss, SsimForm};
 use mdm_train::pretrain::{Crops, Optimiser, Recipe, Schedule};
@@ -10,6 +11,8 @@ use mdm_train::pretrain::{Crops, Optimiser, Recipe, Schedule};
 use crate::arguments::{NoiseArgument, microns, positive};
 use crate::device::{CACHE_HELP, DeviceArguments, size};
 use crate::error::{Result, usage};
+use crate::intensities::RANGE_HELP;
+use crate::planes::PlaneArguments;
 use crate::training::Watching;
 
 const EXAMPLES: &str = "\
@@ -36,7 +39,7 @@ Examples:
   mdm export run/ -o backbone.safetensors";
 
 #[derive(Args, Debug)]
-#[command(after_help = format!("{EXAMPLES}\n\n{CACHE_HELP}"))]
+#[command(after_help = format!("{EXAMPLES}\n\n{RANGE_HELP}\n\n{CACHE_HELP}"))]
 pub(crate) struct Arguments {
     /// Images: folders, files, or patterns such as "plate*/*.tif" [with --resume: those of the run]
     #[arg(value_name = "IMAGES")]
@@ -70,6 +73,9 @@ pub(crate) struct Arguments {
 
     #[command(flatten)]
     pub(super) crops: CropArguments,
+
+    #[command(flatten)]
+    pub(super) planes: PlaneArguments,
 
     #[command(flatten)]
     pub(super) training: TrainingArguments,
@@ -151,6 +157,11 @@ pub(super) struct CropArguments {
     /// Bring images to this scale, in micrometres a pixel, where theirs is known [default: leave them as they are]
     #[arg(long, value_name = "MICRONS", value_parser = microns)]
     pub(super) train_mpp: Option<f64>,
+
+    /// Stored values that are black and white: LOW,HIGH, "percentile", "declared" or "type", as explained below [default:
+    /// declared]
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    pub(super) range: Option<IntensityRange>,
 
     /// Do not mirror crops
     #[arg(long)]
@@ -338,11 +349,12 @@ impl Arguments {
         if let Some(clip) = training.clip {
             optimiser.clip = Some(clip).filter(|clip| *clip != 0.0);
         }
-        let Crops { flip, turn, microns_per_pixel, skip_background } = recipe.crops;
+        let Crops { flip, turn, microns_per_pixel, range, skip_background } = recipe.crops;
         recipe.crops = Crops {
             flip: flip && !self.crops.no_flip,
             turn: turn && !self.crops.no_turn,
             microns_per_pixel: self.crops.train_mpp.or(self.crops.mpp).or(microns_per_pixel),
+            range: self.crops.range.clone().unwrap_or(range),
             skip_background: self.crops.skip_background.or(skip_background),
         };
         recipe.recompute |= self.recompute;

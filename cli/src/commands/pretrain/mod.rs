@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 pub(crate) use arguments::Arguments;
 use mdm::model::Model;
-use mdm_train::pretrain::{Checkpoint, FileImages, Images, Start, Trainer};
+use mdm_train::pretrain::{Checkpoint, FileImages, Images, Start, Trainer, examine};
 #[cfg(feature = "mpi")]
 use mdm_train::ranks::MpiRanks;
 use mdm_train::ranks::{Alone, Ranks};
@@ -17,7 +17,9 @@ use serde::Serialize;
 
 use crate::device::UsedDevice;
 use crate::error::{CliError, Result, failed, usage, warn};
+use crate::intensities::IntensityWarnings;
 use crate::output::{print, print_json, quoted};
+use crate::planes::ImageNotes;
 use crate::training::{CHECKPOINT, Notes, RunFolder};
 
 #[derive(Serialize)]
@@ -38,6 +40,8 @@ struct Report<'a> {
     /// Images that could not be used.
     left_out: usize,
     interrupted: bool,
+    /// What looks wrong about the first images that were looked at.
+    intensity_warnings: IntensityWarnings,
     #[serde(flatten)]
     used: UsedDevice,
 }
@@ -77,6 +81,7 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         lists: absolutes(&arguments.list)?,
         recursive: arguments.recursive,
         mpp: arguments.crops.mpp,
+        planes: arguments.planes.clone(),
         init: arguments.network.init.clone(),
         watching: arguments.watching,
     };
@@ -97,6 +102,7 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
                 (before.inputs, before.lists, before.recursive || notes.recursive);
         }
         notes.mpp = notes.mpp.or(before.mpp);
+        notes.planes = notes.planes.or(before.planes);
         notes.init = before.init;
         notes.watching = notes.watching.or(before.watching);
         let recipe = arguments.change(checkpoint.recipe().clone(), ranks.count());
@@ -111,9 +117,15 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         None
     };
     let files = notes.files()?;
+    let scale = match &checkpoint {
+        Some(checkpoint) => checkpoint.recipe().crops.microns_per_pixel,
+        None => arguments.crops.train_mpp.or(arguments.crops.mpp),
+    };
+    let said = ImageNotes::for_training(scale);
     let images = Arc::new(
         FileImages::new(files)
-            .with_microns_per_pixel(notes.mpp)
+            .with_options(notes.planes.options(notes.mpp))
+            .with_observer(move |path, image| said.look(path, image))
             .with_capacity(usize::try_from(arguments.image_memory).unwrap_or(usize::MAX)),
     );
     if let Some(checkpoint) = &checkpoint
@@ -130,8 +142,20 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         }
         (None, None) => Start::New(arguments.change(arguments.recipe(None), ranks.count())),
     };
+    let inputs = match &start {
+        Start::Resume(checkpoint) => checkpoint.recipe().unet.in_channels,
+        Start::From(recipe, _) | Start::New(recipe) => recipe.unet.in_channels,
+    };
+    notes.planes.check(inputs)?;
     let count = images.count();
+    let (examined, mut intensity_warnings) = (images.clone(), IntensityWarnings::default());
     let mut trainer = Trainer::among(ranks, &device, start, images)?;
+    if ranks.rank() == 0 {
+        for (image, warning) in examine(&*examined, &trainer.recipe().crops.range) {
+            intensity_warnings.add(&image, &warning);
+        }
+        intensity_warnings.say(false);
+    }
     let resumed = checkpoint.is_some();
     drop(checkpoint);
     trainer.set_notes(serde_json::to_value(&notes).unwrap_or_default());
@@ -147,6 +171,7 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         waited: outcome.waited,
         left_out: outcome.left_out,
         interrupted: outcome.interrupted,
+        intensity_warnings,
         used: UsedDevice::of(&device),
     };
     if ranks.rank() == 0 {

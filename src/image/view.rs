@@ -1,75 +1,11 @@
-//! Pixels as a host application holds them.
+//! Images in memory.
 
 use std::ops::Range;
 
+use super::{ImageSource, PixelFormat, StoredValues, check_size};
+use crate::intensity::{IntensityRange, IntensitySample, Limits};
+use crate::memory::{product, zeros};
 use crate::{Error, Result};
-
-/// Layout of one pixel. 16-bit and f32 samples have the machine's byte order.
-///
-/// Alpha is ignored: neither composed onto a background nor divided out of premultiplied colours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PixelFormat {
-    /// One channel, 0..=255.
-    Grey8,
-    /// One channel, 0..=65535.
-    Grey16,
-    /// One channel, 0.0..=1.0.
-    GreyF32,
-    /// Red, green, blue, 0..=255.
-    Rgb8,
-    /// Red, green, blue, 0..=65535.
-    Rgb16,
-    /// Red, green, blue, 0.0..=1.0.
-    RgbF32,
-    /// Red, green, blue, alpha, 0..=255.
-    Rgba8,
-    /// Blue, green, red, alpha, 0..=255.
-    Bgra8,
-    /// Red, green, blue, alpha, 0..=65535.
-    Rgba16,
-}
-
-impl PixelFormat {
-    /// Bytes of a pixel.
-    pub fn bytes_per_pixel(self) -> usize {
-        match self {
-            Self::Grey8 => 1,
-            Self::Grey16 => 2,
-            Self::Rgb8 => 3,
-            Self::GreyF32 | Self::Rgba8 | Self::Bgra8 => 4,
-            Self::Rgb16 => 6,
-            Self::Rgba16 => 8,
-            Self::RgbF32 => 12,
-        }
-    }
-
-    /// Channels without alpha: 1 or 3.
-    pub fn colours(self) -> usize {
-        self.order().len()
-    }
-
-    /// Where grey, or red, green and blue are among a pixel's samples.
-    fn order(self) -> &'static [usize] {
-        match self {
-            Self::Grey8 | Self::Grey16 | Self::GreyF32 => &[0],
-            Self::Bgra8 => &[2, 1, 0],
-            Self::Rgb8 | Self::Rgb16 | Self::RgbF32 | Self::Rgba8 | Self::Rgba16 => &[0, 1, 2],
-        }
-    }
-
-    /// Channels with alpha.
-    fn samples(self) -> usize {
-        match self {
-            Self::Rgba8 | Self::Bgra8 | Self::Rgba16 => 4,
-            _ => self.colours(),
-        }
-    }
-
-    /// Bytes of a sample.
-    fn bytes_per_sample(self) -> usize {
-        self.bytes_per_pixel() / self.samples()
-    }
-}
 
 /// An image in memory that belongs to somebody else. Copies are views of the same pixels.
 #[derive(Clone, Copy)]
@@ -82,7 +18,14 @@ pub struct ImageView<'a> {
     plane_stride: Option<usize>,
     format: PixelFormat,
     microns_per_pixel: Option<f64>,
+    /// The values of the type that they were stored in.
+    full: Limits,
+    /// The values that stand for black and white in each channel, where somebody said so.
+    ranges: Option<[Limits; MOST_COLOURS]>,
 }
+
+/// Colours of a pixel, at most.
+const MOST_COLOURS: usize = 3;
 
 impl<'a> ImageView<'a> {
     /// Views `data` as `height` rows of `width` pixels without gaps, the topmost row first. More bytes than that are allowed.
@@ -94,8 +37,17 @@ impl<'a> ImageView<'a> {
         let row_stride = width.checked_mul(format.bytes_per_pixel()).ok_or_else(|| {
             Error::Image(format!("{width} x {height} pixels are more than can be addressed"))
         })?;
-        let view =
-            Self { data, width, height, row_stride, plane_stride: None, format, microns_per_pixel: None };
+        let view = Self {
+            data,
+            width,
+            height,
+            row_stride,
+            plane_stride: None,
+            format,
+            microns_per_pixel: None,
+            full: format.full_range(),
+            ranges: None,
+        };
         view.check_length()?;
         Ok(view)
     }
@@ -152,6 +104,44 @@ impl<'a> ImageView<'a> {
         self
     }
 
+    /// Declares which stored values stand for black and white in this image, as a camera of 12 bits does in 16-bit samples (0 and
+    /// 4095). It is believed unless the model, or whoever uses it, has a range of its own: see
+    /// [`IntensityRange`](crate::intensity::IntensityRange).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] unless `low` is less than `high` and both are finite.
+    pub fn with_range(self, low: f64, high: f64) -> Result<Self> {
+        self.with_ranges(&[Limits { low, high }; MOST_COLOURS][..self.format.colours()])
+    }
+
+    /// As [`with_range`](Self::with_range), for each channel without alpha by itself.
+    ///
+    /// # Errors
+    /// As `with_range`, and for another number of channels than the image has.
+    pub fn with_ranges(mut self, ranges: &[Limits]) -> Result<Self> {
+        let colours = self.format.colours();
+        if ranges.len() != colours {
+            let given = ranges.len();
+            return Err(Error::invalid("range", format!("is given for {given} of {colours} channels")));
+        }
+        let mut all = [self.full; MOST_COLOURS];
+        for (to, from) in all.iter_mut().zip(ranges) {
+            *to = Limits::new(from.low, from.high)?;
+        }
+        self.ranges = Some(all);
+        Ok(self)
+    }
+
+    /// Says that samples were converted from another type, such as 12-bit numbers, whose range this is; it takes the place of
+    /// [`PixelFormat::full_range`].
+    ///
+    /// # Errors
+    /// As [`with_range`](Self::with_range).
+    pub fn with_full_range(mut self, low: f64, high: f64) -> Result<Self> {
+        self.full = Limits::new(low, high)?;
+        Ok(self)
+    }
+
     /// Columns.
     pub fn width(&self) -> usize {
         self.width
@@ -170,6 +160,16 @@ impl<'a> ImageView<'a> {
     /// Size of a pixel in micrometres, where it is known.
     pub fn microns_per_pixel(&self) -> Option<f64> {
         self.microns_per_pixel
+    }
+
+    /// The stored values that stand for black and white in each channel, where the image declares them.
+    pub fn ranges(&self) -> Option<&[Limits]> {
+        Some(&self.ranges.as_ref()?[..self.format.colours()])
+    }
+
+    /// The range of the type that samples were stored in.
+    pub fn full_range(&self) -> Limits {
+        self.full
     }
 
     fn row_bytes(&self) -> usize {
@@ -227,80 +227,13 @@ impl std::fmt::Debug for ImageView<'_> {
             .field("row_stride", &self.row_stride)
             .field("plane_stride", &self.plane_stride)
             .field("microns_per_pixel", &self.microns_per_pixel)
+            .field("ranges", &self.ranges())
             .finish_non_exhaustive()
     }
 }
 
-/// There must be a pixel, and positions in an image are also used as 32-bit counters.
-pub(crate) fn check_size(width: usize, height: usize) -> Result<()> {
-    const LARGEST: usize = 1 << 30;
-    if width == 0 || height == 0 {
-        return Err(Error::Image(format!("{width} x {height} pixels: there is nothing to look at")));
-    }
-    if width > LARGEST || height > LARGEST {
-        return Err(Error::Image(format!(
-            "{width} x {height} pixels; sides of up to {LARGEST} are possible"
-        )));
-    }
-    Ok(())
-}
-
-/// An image that is read row by row, for images that do not fit into memory or are decoded as they are needed.
-pub trait ImageSource {
-    /// Columns; constant, at least 1.
-    fn width(&self) -> usize;
-
-    /// Rows; constant, at least 1.
-    fn height(&self) -> usize;
-
-    /// Channels that [`read_rows`](Self::read_rows) delivers: 1 (grey), 3 (red, green, blue), or those of the model's input.
-    fn channels(&self) -> usize;
-
-    /// Size of a pixel in micrometres, where it is known.
-    fn microns_per_pixel(&self) -> Option<f64> {
-        None
-    }
-
-    /// Writes `rows` as `[rows, width, channels]`, scaled from the sample's range to [-1, 1].
-    ///
-    /// During one call of a consumer rows are asked for in ascending order and no row twice, so a decoder need
-    /// not be able to go back.
-    fn read_rows(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
-}
-
-/// Red, green and blue in luminance (ITU-R BT.601).
-const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
-
-/// Whether images of `given` channels can be brought to `wanted`: grey to any number, red, green and blue to grey.
-///
-/// # Errors
-/// [`Error::Image`] where they cannot.
-pub fn check_channels(given: usize, wanted: usize) -> Result<()> {
-    if given == wanted || matches!((given, wanted), (1, _) | (3, 1)) {
-        return Ok(());
-    }
-    Err(Error::Image(format!(
-        "it has {given} channels and the model's input {wanted}: give an image with 1 or {wanted}"
-    )))
-}
-
-/// Pixels of `given` channels as pixels of `wanted` ones, which [can be had](check_channels).
-pub fn convert_channels(pixels: &[f32], given: usize, out: &mut [f32], wanted: usize) {
-    if given == wanted {
-        out.copy_from_slice(pixels);
-    } else if given == 1 {
-        for (out, grey) in out.chunks_exact_mut(wanted).zip(pixels) {
-            out.fill(*grey);
-        }
-    } else {
-        for (out, colour) in out.iter_mut().zip(pixels.chunks_exact(3)) {
-            *out = colour.iter().zip(LUMA).map(|(value, weight)| value * weight).sum();
-        }
-    }
-}
-
-/// How far f32 samples may be outside 0..=1, as left by somebody's interpolation.
-const OVERSHOOT: f32 = 1e-3;
+/// Values that a survey reads at a time, if a row has fewer.
+const SURVEY_VALUES: usize = 1 << 16;
 
 impl ImageSource for ImageView<'_> {
     fn width(&self) -> usize {
@@ -320,106 +253,73 @@ impl ImageSource for ImageView<'_> {
     }
 
     fn read_rows(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let row_len = self.width * self.channels();
+        let first = rows.start;
+        self.read_stored(rows, out)?;
+        match IntensityRange::Declared.scale(self)? {
+            Some(scale) => scale.apply(out, first, self.width),
+            None => Ok(()),
+        }
+    }
+
+    fn stored(&mut self) -> Option<&mut dyn StoredValues> {
+        Some(self)
+    }
+}
+
+impl StoredValues for ImageView<'_> {
+    fn full_range(&self) -> Limits {
+        self.full
+    }
+
+    fn declared_ranges(&self) -> Option<&[Limits]> {
+        self.ranges()
+    }
+
+    fn read_stored(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let colours = self.format.colours();
+        let row_len = self.width * colours;
         if rows.end > self.height || rows.start > rows.end || out.len() != rows.len() * row_len {
             return Err(Error::invalid(
                 "rows",
                 format!("{rows:?} of {} into {} values of {row_len} a row", self.height, out.len()),
             ));
         }
-        if let Some(stride) = self.plane_stride {
-            for (y, out) in rows.zip(out.chunks_exact_mut(row_len)) {
-                for (channel, &plane) in self.format.order().iter().enumerate() {
-                    let row = &self.data[plane * stride + y * self.row_stride..][..self.row_bytes()];
-                    self.read_plane(row, y, channel, out)?;
-                }
-            }
-            return Ok(());
-        }
+        let (sample, order) = (self.format.sample(), self.format.order());
+        let interleaved_like_the_result = order.len() == self.format.samples() && order.is_sorted();
         for (y, out) in rows.zip(out.chunks_exact_mut(row_len)) {
-            let row = &self.data[y * self.row_stride..][..self.row_bytes()];
-            match self.format {
-                PixelFormat::Grey8 | PixelFormat::Rgb8 => {
-                    for (out, &sample) in out.iter_mut().zip(row) {
-                        *out = from_8_bits(sample);
+            let row = |start: usize| &self.data[start + y * self.row_stride..][..self.row_bytes()];
+            match self.plane_stride {
+                None if interleaved_like_the_result => sample.read(row(0), 1, out.iter_mut()),
+                None => {
+                    for (channel, &at) in order.iter().enumerate() {
+                        let bytes = &row(0)[at * self.format.bytes_per_sample()..];
+                        let out = out.iter_mut().skip(channel).step_by(colours);
+                        sample.read(bytes, self.format.samples(), out);
                     }
                 }
-                PixelFormat::Rgba8 => {
-                    for (out, pixel) in out.chunks_exact_mut(3).zip(row.chunks_exact(4)) {
-                        out.copy_from_slice(&[pixel[0], pixel[1], pixel[2]].map(from_8_bits));
-                    }
-                }
-                PixelFormat::Bgra8 => {
-                    for (out, pixel) in out.chunks_exact_mut(3).zip(row.chunks_exact(4)) {
-                        out.copy_from_slice(&[pixel[2], pixel[1], pixel[0]].map(from_8_bits));
-                    }
-                }
-                PixelFormat::Grey16 | PixelFormat::Rgb16 => {
-                    for (out, sample) in out.iter_mut().zip(row.chunks_exact(2)) {
-                        *out = from_16_bits(sample);
-                    }
-                }
-                PixelFormat::Rgba16 => {
-                    for (out, pixel) in out.chunks_exact_mut(3).zip(row.chunks_exact(8)) {
-                        for (out, sample) in out.iter_mut().zip(pixel.chunks_exact(2)) {
-                            *out = from_16_bits(sample);
-                        }
-                    }
-                }
-                PixelFormat::GreyF32 | PixelFormat::RgbF32 => {
-                    for (i, (out, sample)) in out.iter_mut().zip(row.chunks_exact(4)).enumerate() {
-                        *out = from_float(sample, y, i / self.format.colours())?;
+                Some(stride) => {
+                    for (channel, &plane) in order.iter().enumerate() {
+                        let out = out.iter_mut().skip(channel).step_by(colours);
+                        sample.read(row(plane * stride), 1, out);
                     }
                 }
             }
         }
         Ok(())
     }
-}
 
-impl ImageView<'_> {
-    /// Row `y` of one channel into its places of `out`.
-    fn read_plane(&self, row: &[u8], y: usize, channel: usize, out: &mut [f32]) -> Result<()> {
-        let out = out.iter_mut().skip(channel).step_by(self.format.colours());
-        match self.format {
-            PixelFormat::Grey8 | PixelFormat::Rgb8 | PixelFormat::Rgba8 | PixelFormat::Bgra8 => {
-                for (out, &sample) in out.zip(row) {
-                    *out = from_8_bits(sample);
-                }
-            }
-            PixelFormat::Grey16 | PixelFormat::Rgb16 | PixelFormat::Rgba16 => {
-                for (out, sample) in out.zip(row.chunks_exact(2)) {
-                    *out = from_16_bits(sample);
-                }
-            }
-            PixelFormat::GreyF32 | PixelFormat::RgbF32 => {
-                for (x, (out, sample)) in out.zip(row.chunks_exact(4)).enumerate() {
-                    *out = from_float(sample, y, x)?;
-                }
-            }
+    fn survey(&mut self, sample: &mut IntensitySample) -> Result<bool> {
+        let row_len = self.width * self.format.colours();
+        let rows = (SURVEY_VALUES / row_len).clamp(1, self.height);
+        let mut values = zeros(product(&[rows, row_len], "rows of the image")?, "rows of the image")?;
+        for top in (0..self.height).step_by(rows) {
+            let rows = top..self.height.min(top + rows);
+            let values = &mut values[..rows.len() * row_len];
+            self.read_stored(rows, values)?;
+            sample.add(values);
         }
-        Ok(())
+        Ok(true)
     }
-}
-
-/// The sample at row `y`, column `x`.
-fn from_float(sample: &[u8], y: usize, x: usize) -> Result<f32> {
-    let sample = f32::from_ne_bytes([sample[0], sample[1], sample[2], sample[3]]);
-    // A NaN is in no range.
-    if !(-OVERSHOOT..=1.0 + OVERSHOOT).contains(&sample) {
-        return Err(Error::Image(format!(
-            "the value {sample} at row {y}, column {x} is outside 0..=1: scale the samples first"
-        )));
-    }
-    Ok(2.0 * sample - 1.0)
-}
-
-fn from_8_bits(sample: u8) -> f32 {
-    f32::from(sample) / 127.5 - 1.0
-}
-
-fn from_16_bits(sample: &[u8]) -> f32 {
-    f32::from(u16::from_ne_bytes([sample[0], sample[1]])) / 32767.5 - 1.0
 }
 
 #[cfg(test)]
@@ -434,18 +334,41 @@ mod tests {
 
     #[test]
     fn every_format_spans_minus_one_to_one() {
-        let wide = |values: &[u16]| values.iter().flat_map(|v| v.to_ne_bytes()).collect::<Vec<u8>>();
-        let float = |values: &[f32]| values.iter().flat_map(|v| v.to_ne_bytes()).collect::<Vec<u8>>();
-        let cases: [(PixelFormat, Vec<u8>); 9] = [
-            (PixelFormat::Grey8, vec![0, 255]),
-            (PixelFormat::Grey16, wide(&[0, 65535])),
-            (PixelFormat::GreyF32, float(&[0.0, 1.0])),
-            (PixelFormat::Rgb8, vec![0, 255, 51, 255, 0, 51]),
-            (PixelFormat::Rgb16, wide(&[0, 65535, 13107, 65535, 0, 13107])),
-            (PixelFormat::RgbF32, float(&[0.0, 1.0, 0.2, 1.0, 0.0, 0.2])),
-            (PixelFormat::Rgba8, vec![0, 255, 51, 7, 255, 0, 51, 7]),
-            (PixelFormat::Bgra8, vec![51, 255, 0, 7, 51, 0, 255, 7]),
-            (PixelFormat::Rgba16, wide(&[0, 65535, 13107, 9, 65535, 0, 13107, 9])),
+        /// Samples at these parts of a type's range, 0 to 1.
+        fn at<const N: usize>(parts: &[f64], sample: impl Fn(f64) -> [u8; N]) -> Vec<u8> {
+            parts.iter().flat_map(|part| sample(*part)).collect()
+        }
+        let u8 = |part: f64| [(part * 255.0) as u8];
+        let u16 = |part: f64| ((part * 65535.0) as u16).to_ne_bytes();
+        let i16 = |part: f64| ((part * 65535.0 - 32768.0) as i16).to_ne_bytes();
+        let u32 = |part: f64| ((part * f64::from(u32::MAX)) as u32).to_ne_bytes();
+        let i32 = |part: f64| ((part * f64::from(u32::MAX) - 2f64.powi(31)) as i32).to_ne_bytes();
+        let f16 = |part: f64| half::f16::from_f64(part).to_ne_bytes();
+        let f32 = |part: f64| (part as f32).to_ne_bytes();
+        let grey = [0.0, 1.0];
+        let rgb = [0.0, 1.0, 0.2, 1.0, 0.0, 0.2];
+        let rgba = [0.0, 1.0, 0.2, 0.4, 1.0, 0.0, 0.2, 0.4];
+        let bgra = [0.2, 1.0, 0.0, 0.4, 0.2, 0.0, 1.0, 0.4];
+        let cases: [(PixelFormat, Vec<u8>); 19] = [
+            (PixelFormat::Grey8, at(&grey, u8)),
+            (PixelFormat::Grey16, at(&grey, u16)),
+            (PixelFormat::GreyI16, at(&grey, i16)),
+            (PixelFormat::GreyU32, at(&grey, u32)),
+            (PixelFormat::GreyI32, at(&grey, i32)),
+            (PixelFormat::GreyF16, at(&grey, f16)),
+            (PixelFormat::GreyF32, at(&grey, f32)),
+            (PixelFormat::GreyF64, at(&grey, f64::to_ne_bytes)),
+            (PixelFormat::Rgb8, at(&rgb, u8)),
+            (PixelFormat::Rgb16, at(&rgb, u16)),
+            (PixelFormat::RgbI16, at(&rgb, i16)),
+            (PixelFormat::RgbU32, at(&rgb, u32)),
+            (PixelFormat::RgbI32, at(&rgb, i32)),
+            (PixelFormat::RgbF16, at(&rgb, f16)),
+            (PixelFormat::RgbF32, at(&rgb, f32)),
+            (PixelFormat::RgbF64, at(&rgb, f64::to_ne_bytes)),
+            (PixelFormat::Rgba8, at(&rgba, u8)),
+            (PixelFormat::Bgra8, at(&bgra, u8)),
+            (PixelFormat::Rgba16, at(&rgba, u16)),
         ];
         for (format, data) in cases {
             let got = rows(ImageView::new(&data, 2, 1, format).unwrap()).unwrap();
@@ -453,7 +376,8 @@ mod tests {
                 if format.colours() == 1 { &[-1.0, 1.0] } else { &[-1.0, 1.0, -0.6, 1.0, -1.0, -0.6] };
             assert_eq!(got.len(), want.len());
             for (got, want) in got.iter().zip(want) {
-                assert!((got - want).abs() < 1e-6, "{format:?}: {got} {want}");
+                // A half has eleven bits.
+                assert!((got - want).abs() < 1e-3, "{format:?}: {got} {want}");
             }
         }
     }
@@ -508,15 +432,6 @@ mod tests {
             (usize::MAX, usize::MAX, PixelFormat::RgbF32),
         ] {
             assert!(matches!(ImageView::new(&data, width, height, format), Err(Error::Image(_))));
-        }
-    }
-
-    #[test]
-    fn floats_that_are_not_pixels_are_errors() {
-        for bad in [f32::NAN, f32::INFINITY, -0.1, 255.0] {
-            let data: Vec<u8> = [0.5, 0.5, bad].iter().flat_map(|v: &f32| v.to_ne_bytes()).collect();
-            let error = rows(ImageView::new(&data, 1, 3, PixelFormat::GreyF32).unwrap()).unwrap_err();
-            assert!(error.to_string().contains("row 2, column 0"), "{error}");
         }
     }
 }
