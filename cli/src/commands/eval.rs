@@ -284,30 +284,23 @@ impl Survey {
     fn check_truth(&self, arguments: &Arguments, predictions: &Self) -> Result<()> {
         let truth = arguments.truth.as_path();
         if arguments.reading.objects.is_none() {
-            // A model that tells so many classes apart leaves them in many regions.
             let known = self.foreground();
             let predicted = known.iter().filter(|class| predictions.present[**class]).count();
-            let classes = predictions.verdict() == Verdict::Classes && predicted * 2 >= known.len();
-            let verdict = if classes { Verdict::Classes } else { self.verdict() };
-            let wide = || self.looks.iter().find(|(_, look)| look.is_wide());
+            // Predictions of the same numbers may be classes that lie in one piece each.
+            let alike = predicted * 2 >= known.len();
             let path = self.looks.first().map_or(truth, |(path, _)| path);
-            match verdict {
-                Verdict::Objects => {
-                    return Err(failed(
-                        path,
-                        "looks like an instance mask: each of its numbers is one object; --objects compares objects \
-                         (--objects=rim where the predictions have a class for rims)",
-                    ));
+            let objects = "looks like an instance mask: each of its numbers is one object; --objects compares objects \
+                           (--objects=rim where the predictions have a class for rims)";
+            match self.verdict() {
+                Verdict::Objects if !alike => return Err(failed(path, objects)),
+                Verdict::Objects if predictions.verdict() == Verdict::Objects => {
+                    warn(format!("{}: {objects}", path.display()));
                 }
-                Verdict::Picture => warn(format!("{}: {}", path.display(), verdict.in_words())),
-                Verdict::Classes => {
-                    if let Some((path, _)) = wide() {
-                        return Err(failed(
-                            path,
-                            "holds numbers above 255; numbers of objects take --objects",
-                        ));
-                    }
-                }
+                Verdict::Picture => warn(format!("{}: {}", path.display(), Verdict::Picture.in_words())),
+                Verdict::Objects | Verdict::Classes => {}
+            }
+            if let Some((path, _)) = self.looks.iter().find(|(_, look)| look.is_wide()) {
+                return Err(failed(path, "holds numbers above 255; numbers of objects take --objects"));
             }
         }
         let unlabelled = usize::from(UNLABELLED);
