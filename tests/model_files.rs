@@ -109,14 +109,21 @@ fn backbone_and_heads_come_back() {
         let (there, here) = (there.unwrap(), here.unwrap());
         assert_eq!(there.shape, shape);
         assert_eq!(there.data, here.data, "{name}");
-        read.backbone().unwrap().release(&name);
-        assert_eq!(
-            read.backbone().unwrap().tensor(&name).unwrap().data,
-            here.data,
-            "{name} after its release"
-        );
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[test]
+fn a_file_that_is_cut_while_it_is_open_is_an_error() {
+    let folder = folder();
+    let path = folder.path().join("model.safetensors");
+    fitted(&backbone(0), 1).save(&path, ALL).unwrap();
+    let model = Model::open(&path).unwrap();
+    let length = std::fs::metadata(&path).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length / 2).unwrap();
+    let last = model.fingerprint().unwrap_err();
+    assert!(matches!(last, Error::Io { action: "read", .. }), "{last}");
+    assert!(last.to_string().contains("model.safetensors"), "{last}");
 }
 
 #[test]

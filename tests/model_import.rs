@@ -225,7 +225,11 @@ fn cut_off_and_foreign_files_are_refused_with_path_and_remedy() {
     let short = checkpoint::zip(&[("a/data.pkl", &writer.pickle()), ("a/data/0", &[0; 15])]);
     assert!(refused(&short).contains("holds 15 bytes"));
     assert!(refused(&checkpoint::zip(&[("readme", b"text")])).contains("data.pkl"));
-    assert!(refused(b"GIF89a, a picture of a cat").contains("not a safetensors file"));
+    assert!(refused(b"GIF89a, a picture of a cat").contains("is a picture"));
+    assert!(refused(b"\n<!DOCTYPE HTML><html>sign in</html>").contains("is a web page"));
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n";
+    assert!(refused(pointer).contains("git lfs pull"));
+    assert!(refused(b"no model of any kind").contains("not a safetensors file"));
     assert!(refused(b"").contains("is empty"));
 }
 

@@ -31,6 +31,19 @@ pub(crate) fn lossy_if_any<S: Serializer>(path: &Option<PathBuf>, serializer: S)
     }
 }
 
+/// A path as it is typed on a command line: in quotes where it needs them.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |letter: char| letter.is_alphanumeric() || "/._-+:@%,\\".contains(letter);
+    if !text.is_empty() && text.chars().all(plain) && (cfg!(windows) || !text.contains('\\')) {
+        text
+    } else if cfg!(windows) {
+        format!("\"{text}\"")
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
 /// Prints a value as indented JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
@@ -81,5 +94,24 @@ impl std::fmt::Display for Table {
             write!(f, "{}", line.trim_end())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn paths_are_quoted_where_a_shell_would_take_them_apart() {
+        for (path, typed) in [
+            ("run/a-1.png", "run/a-1.png"),
+            ("my run", "'my run'"),
+            ("it's", "'it'\\''s'"),
+            ("", "''"),
+            ("a\\b", "'a\\b'"),
+        ] {
+            assert_eq!(quoted(Path::new(path)), typed);
+        }
     }
 }

@@ -136,3 +136,25 @@ fn the_demo_leaves_a_good_segmentation() {
     let score = ["eval", "--prediction", "again/image.png", "--truth", "demo/mask.png", "--json"];
     assert_eq!(mdm(folder.path(), &score).expect(0, &[]).json()["mean"]["dice"], 1.0);
 }
+
+#[test]
+fn files_that_are_no_models_say_what_they_are() {
+    let folder = folders(&[]);
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n";
+    for (name, content, words) in
+        [("lfs.safetensors", pointer, "git lfs pull"), ("login.pt", "<html>sign in</html>", "web page")]
+    {
+        std::fs::write(folder.path().join(name), content).expect("a file for the test");
+        mdm(folder.path(), &["info", name]).expect(1, &[name, words]);
+        mdm(folder.path(), &["import", name, "-o", "new.safetensors"]).expect(1, &[name, words]);
+    }
+    support::write_labels(&folder.path().join("image.png"), 2, &[0; 4]);
+    mdm(folder.path(), &["info", "image.png"]).expect(1, &["image.png", "is a picture"]);
+    // Tensors, but neither of a UNet nor of heads.
+    let header = r#"{"fc.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}  "#;
+    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 4]].concat();
+    std::fs::write(folder.path().join("other.safetensors"), file).expect("a file for the test");
+    mdm(folder.path(), &["import", "other.safetensors", "-o", "new.safetensors"])
+        .expect(1, &["neither a UNet", "nor an MLP head", "fc.weight"]);
+    assert!(!folder.path().join("new.safetensors").exists());
+}

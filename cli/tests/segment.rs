@@ -200,3 +200,124 @@ fn scribbles_and_a_seed_decide_the_model() {
     assert!(first == model("3"), "the same seed gives the same file");
     assert!(first != model("4"), "another seed gives another file");
 }
+
+#[test]
+fn subfolders_are_kept_below_the_output_folder() {
+    let folder = fitted();
+    for plate in ["plates/p1", "plates/p2/deep"] {
+        std::fs::create_dir_all(folder.path().join(plate)).expect("a folder");
+        std::fs::copy(folder.path().join("images/a.png"), folder.path().join(plate).join("well.png"))
+            .expect("a copy");
+    }
+    segment(folder.path(), &["plates"]).expect(1, &["plates", "--recursive"]);
+    let run = segment(folder.path(), &["plates", "--recursive", "--json"]).expect(0, &[]);
+    assert_eq!(run.json()["done"], 2);
+    for file in ["p1/well.png", "p2/deep/well.png", "overlays/p1/well.png", "overlays/p2/deep/well.png"] {
+        assert!(folder.path().join("out").join(file).is_file(), "{file} is missing");
+    }
+    let run = segment(folder.path(), &["plates", "--recursive", "--json"]).expect(0, &[]);
+    assert_eq!(run.json()["skipped"], 2);
+}
+
+#[test]
+fn results_of_other_models_images_and_settings_are_replaced() {
+    let folder = fitted();
+    let path = |file: &str| folder.path().join(file);
+    let run = |more: &[&str]| {
+        let run = segment(folder.path(), &[&["images", "--json"], more].concat()).expect(0, &[]);
+        let count = |what: &str| run.json()[what].as_u64().expect("a number");
+        (count("done"), count("replaced"), count("skipped"))
+    };
+    assert_eq!(run(&[]), (2, 0, 0));
+    assert_eq!(run(&[]), (0, 0, 2));
+    assert_eq!(run(&["--vote"]), (2, 2, 0));
+    assert_eq!(run(&["--vote"]), (0, 0, 2));
+    fit(folder.path(), "model.safetensors", &["--seed", "7"]).expect(0, &[]);
+    assert_eq!(run(&["--vote"]), (2, 2, 0));
+    // Another image, a label file of no bytes, and one that was cut.
+    disc(folder.path(), "a", (20, 20));
+    assert_eq!(run(&["--vote"]), (1, 1, 1));
+    std::fs::write(path("out/a.png"), "").expect("an empty file");
+    let overlay = std::fs::read(path("out/overlays/b.png")).expect("the overlay is there");
+    std::fs::write(path("out/overlays/b.png"), &overlay[..overlay.len() - 20]).expect("a cut file");
+    assert_eq!(run(&["--vote"]), (2, 2, 0));
+    // Labels that a person corrected, or an older version wrote, do not say what made them.
+    write_labels(&path("out/a.png"), SIDE, &[1; SIDE * SIDE]);
+    let corrected = std::fs::read(path("out/a.png")).expect("the labels are there");
+    let kept = segment(folder.path(), &["images", "--vote"]).expect(0, &["1 label files", "--force"]);
+    assert!(kept.out.contains("2 were done before"), "{}", kept.out);
+    assert_eq!(std::fs::read(path("out/a.png")).expect("the labels are there"), corrected);
+}
+
+#[test]
+fn a_wrong_pixel_size_ends_the_command_at_once() {
+    let folder = fitted();
+    fit(folder.path(), "model.safetensors", &["--mpp", "0.5"]).expect(0, &[]);
+    let run = segment(folder.path(), &["images", "--mpp", "5000"]).expect(2, &["1/64 to 16"]);
+    assert_eq!(run.err.matches("1/64 to 16").count(), 1, "{}", run.err);
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn an_interruption_leaves_nothing_half_written() {
+        let folder = fitted();
+        for copy in 0..400 {
+            let name = format!("images/copy-{copy}.png");
+            std::fs::copy(folder.path().join("images/a.png"), folder.path().join(name)).expect("a copy");
+        }
+        let mut running = Command::new(env!("CARGO_BIN_EXE_mdm"))
+            .current_dir(folder.path())
+            .env("MDM_CACHE", "")
+            .args(["segment", "--model", "model.safetensors", "-o", "out", "images", "--device", "cpu"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        let began = Instant::now();
+        while !folder.path().join("out/a.png").exists() && began.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let signalled = Command::new("kill").args(["-INT", &running.id().to_string()]).status();
+        assert!(signalled.expect("kill runs").success());
+        let status = running.wait().expect("it ends");
+        assert_eq!(status.code(), Some(130));
+        for part in ["out", "out/overlays"] {
+            for entry in std::fs::read_dir(folder.path().join(part)).expect("a folder").flatten() {
+                assert!(!entry.file_name().as_bytes().starts_with(b"."), "{entry:?} was left");
+            }
+        }
+        let done = std::fs::read_dir(folder.path().join("out")).expect("a folder").count();
+        assert!(done < 300, "{done} files");
+        let run = segment(folder.path(), &["images/a.png", "images/b.png", "--json"]).expect(0, &[]);
+        assert!(run.json()["skipped"].as_u64() >= Some(1), "{}", run.out);
+    }
+
+    #[test]
+    fn names_that_are_no_unicode_survive() {
+        let folder = fitted();
+        let name = OsStr::from_bytes(b"0.5\xB5m.png");
+        if std::fs::copy(folder.path().join("images/a.png"), folder.path().join("images").join(name)).is_err()
+        {
+            return;
+        }
+        let run = segment(folder.path(), &["images", "--json"]).expect(0, &[]);
+        assert_eq!(run.json()["done"], 3);
+        assert!(folder.path().join("out").join(name).is_file());
+    }
+
+    #[test]
+    fn broken_links_are_reported() {
+        let folder = fitted();
+        std::os::unix::fs::symlink("gone.png", folder.path().join("images/c.png")).expect("a link");
+        segment(folder.path(), &["images"]).expect(1, &["images/c.png", "gone.png", "1 of 3 inputs failed"]);
+        assert!(folder.path().join("out/b.png").is_file());
+    }
+}

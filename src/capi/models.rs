@@ -182,8 +182,8 @@ impl OpenModel {
 
 /// Opens a model file. Any thread may call this.
 ///
-/// The file is mapped: it must not be changed or shortened while the model or a segmenter made from it lives. Replacing it by
-/// renaming another file over it is fine.
+/// The file is read when its values are needed: it should be left as it is while the model or a segmenter made from it lives, and
+/// what is missing or changed then is an error or other values. Replacing it by renaming another file over it is fine.
 ///
 /// @param path  the file, UTF-8 on every system
 /// @param model receives the model; free it with mdm_model_free
@@ -235,7 +235,7 @@ pub unsafe extern "C" fn mdm_model_open_heads(
 }
 
 /// Takes a model from memory: the content of a model file. It is copied, so that the caller may free it afterwards; a
-/// large model takes less memory from a file, which is mapped. Any thread may call this.
+/// large model takes less memory from a file, of which a part at a time is read. Any thread may call this.
 ///
 /// @param data  the bytes
 /// @param size  their number

@@ -398,7 +398,7 @@ pub(crate) fn check_parameters(tensors: &StoredTensors, unet: &UnetConfig) -> Re
         format!(
             "(in {}); either the configuration is another (width {}, multipliers {:?}, {} residual blocks a level, attention at {:?}, \
              {} to {} channels) or the file is incomplete",
-            tensors.mapping().path().display(),
+            tensors.content().path().display(),
             unet.model_channels,
             unet.channel_mult,
             unet.num_res_blocks,

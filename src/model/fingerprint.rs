@@ -37,7 +37,6 @@ pub(crate) fn fingerprint(
         }
         all.update(values.finalize().as_bytes());
         drop(tensor);
-        source.release(name);
     }
     Ok(all.finalize().to_hex().to_string())
 }

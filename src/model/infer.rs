@@ -97,7 +97,7 @@ fn odd(tensors: &StoredTensors, name: &str, reason: &str) -> Error {
         name,
         format!(
             "{reason} (in {}); is this a guided-diffusion UNet, and complete?",
-            tensors.mapping().path().display()
+            tensors.content().path().display()
         ),
     )
 }

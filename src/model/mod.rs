@@ -6,12 +6,12 @@
 //! [`Model::open_with`].
 
 mod config;
+mod content;
 mod describe;
 mod fingerprint;
 mod head;
 pub mod import;
 mod infer;
-mod mapping;
 mod metadata;
 mod opened;
 mod parameters;

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use super::content::Content;
 use super::describe::{Description, METADATA_KEY, belongs_to_unet, check_parameters, describe, described_by};
 use super::fingerprint::fingerprint;
-use super::mapping::Mapping;
 use super::safetensors_file::SafetensorsFile;
 use super::stored::StoredTensors;
 use super::{BackboneOptions, Head, Metadata, WeightSource};
@@ -56,9 +56,9 @@ impl Model {
 
     /// Opens a model file: a backbone, heads, or both.
     ///
-    /// The file is mapped into memory and must not be changed or shortened while a model or a clone of it lives;
-    /// replacing it by renaming another file over it is fine. Names and shapes of all tensors are checked now, values when
-    /// they are used.
+    /// Names and shapes of all tensors are checked now; values are read and checked when they are used, and should be left as
+    /// they are until then. A file that was shortened meanwhile is an error then; replacing it by renaming another
+    /// file over it is fine.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::ModelFile`] where the file is damaged or no model, [`Error::Tensor`] where a tensor is
@@ -77,7 +77,7 @@ impl Model {
     /// # Errors
     /// As [`open`](Self::open), and [`Error::ModelFile`] where heads and backbone do not belong together.
     pub fn open_with(path: &Path, backbone: Option<&Path>, options: &BackboneOptions) -> Result<Self> {
-        Self::read(Arc::new(Mapping::open(path)?), backbone, options)
+        Self::read(Arc::new(Content::open(path)?), backbone, options)
     }
 
     /// Takes the content of a model file: a backbone, heads, or both. It is checked as a file is, and stays in memory as long
@@ -86,13 +86,13 @@ impl Model {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
-        Self::read(Arc::new(Mapping::of(bytes)), None, &BackboneOptions::default())
+        Self::read(Arc::new(Content::of(bytes)), None, &BackboneOptions::default())
     }
 
-    fn read(mapping: Arc<Mapping>, backbone: Option<&Path>, options: &BackboneOptions) -> Result<Self> {
-        let path = &*mapping.path().to_owned();
+    fn read(content: Arc<Content>, backbone: Option<&Path>, options: &BackboneOptions) -> Result<Self> {
+        let path = &*content.path().to_owned();
         let wrong = |reason: String| Error::ModelFile { path: path.to_owned(), reason };
-        let SafetensorsFile { mut tensors, strings } = SafetensorsFile::read(mapping)?;
+        let SafetensorsFile { mut tensors, strings } = SafetensorsFile::read(content)?;
         let description = described_by(&strings).map_err(|error| in_file(path, error))?;
         let promised = matches!(&description, Some(Description::Complete(metadata)) if metadata.heads > 0);
         if promised || tensors.names().any(|name| name.starts_with(HEADS)) {
@@ -135,7 +135,7 @@ impl Model {
                     .into(),
             }));
         }
-        let description = match (description, tensors.mapping().file()) {
+        let description = match (description, tensors.content().file()) {
             (Some(description), _) => Some(description),
             (None, Some(file)) => Description::from_sidecar(file)?,
             (None, None) => None,
@@ -153,10 +153,10 @@ impl Model {
         let mut metadata = describe(&tensors, description, options, &mut assumptions).map_err(|error| {
             // What makes no sense may be what the caller said.
             let unasked = *options == BackboneOptions::default();
-            if unasked { in_file(tensors.mapping().path(), error) } else { error }
+            if unasked { in_file(tensors.content().path(), error) } else { error }
         })?;
         metadata.heads = 0;
-        let path = tensors.mapping().file().map(Path::to_owned);
+        let path = tensors.content().file().map(Path::to_owned);
         let backbone = Some(Backbone::new(Arc::new(tensors)));
         Ok(Self::new(Inner { path, assumptions, ..Inner::new(metadata, Vec::new(), backbone) }))
     }
@@ -166,8 +166,8 @@ impl Model {
         tensors: StoredTensors,
         backbone: Option<&Path>,
     ) -> Result<Self> {
-        let file = tensors.mapping().file().map(Path::to_owned);
-        let path = &*tensors.mapping().path().to_owned();
+        let file = tensors.content().file().map(Path::to_owned);
+        let path = &*tensors.content().path().to_owned();
         let wrong = |reason: String| Error::ModelFile { path: path.to_owned(), reason };
         let mut heads = Vec::with_capacity(metadata.heads);
         for index in 0..metadata.heads {
@@ -199,7 +199,7 @@ impl Model {
                         "does not say which backbone its heads were fitted on; fit them again".into(),
                     ));
                 };
-                let tensors = SafetensorsFile::read(Arc::new(Mapping::open(other)?))?.tensors;
+                let tensors = SafetensorsFile::read(Arc::new(Content::open(other)?))?.tensors;
                 check_parameters(&tensors, &metadata.unet)?;
                 let found = fingerprint(&tensors, metadata.unet.parameters())?;
                 if found != *wanted {

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata as Header, TensorInfo};
 
-use super::mapping::Mapping;
+use super::content::Content;
 use super::stored::{Element, StoredTensor, StoredTensors, encode};
 use super::{Precision, WeightSource};
 use crate::{Error, Result};
+
+/// Enough of a file to tell what it is.
+const START: usize = 4096;
 
 /// As in the reference implementation.
 const LARGEST_HEADER: u64 = 100_000_000;
@@ -23,12 +26,12 @@ pub struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// Maps the file into memory. Until this is dropped it must not be changed or shortened, but may be replaced.
+    /// Opens the file. Tensors are read when they are asked for: what is changed until then, changes them.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::ModelFile`] or [`Error::Tensor`] where it is damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::read(Arc::new(Mapping::open(path)?))
+        Self::read(Arc::new(Content::open(path)?))
     }
 
     /// What the file says beside its tensors under `key`.
@@ -41,37 +44,34 @@ impl SafetensorsFile {
         self.tensors.below(prefix)
     }
 
-    pub(crate) fn read(mapping: Arc<Mapping>) -> Result<Self> {
-        let bytes = mapping.bytes();
-        let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-            let what = if bytes.is_empty() { "is empty" } else { "ends within its first 8 bytes" };
-            return Err(mapping.error(format!("{what}; copy or download it again")));
+    pub(crate) fn read(content: Arc<Content>) -> Result<Self> {
+        let start = content.start(START)?;
+        let Some((length, _)) = start.split_first_chunk::<8>() else {
+            let what = if start.is_empty() { "is empty" } else { "ends within its first 8 bytes" };
+            return Err(content.error(format!("{what}; copy or download it again")));
         };
-        if let Some(format) = super::import::foreign_format(bytes) {
-            return Err(
-                mapping.error(format!("is {format}, not a safetensors file; convert it with `mdm import`"))
-            );
+        if let Some(format) = super::import::foreign_format(&start) {
+            return Err(content.error(format!("is {format}")));
         }
         let length = u64::from_le_bytes(*length);
         let header = usize::try_from(length).ok().filter(|_| length <= LARGEST_HEADER).ok_or_else(|| {
-            mapping.error(format!("claims a header of {length} bytes; this is not a safetensors file"))
+            content.error(format!("claims a header of {length} bytes; this is not a safetensors file"))
         })?;
-        let Some((header, data)) = rest.split_at_checked(header) else {
-            return Err(mapping.error(format!(
+        let data = 8 + header;
+        let Some(held) = content.len().checked_sub(data) else {
+            return Err(content.error(format!(
                 "ends after {} bytes, within its header of {length}; copy or download it again",
-                bytes.len()
+                content.len()
             )));
         };
         // The header's own offsets start at the end of the header. Reading it checks that they follow each other
         // without a gap and agree with the shapes.
-        let header: Header = serde_json::from_slice(header).map_err(|error| {
-            mapping.error(format!("has a damaged header ({error}); copy or download it again"))
+        let header: Header = serde_json::from_slice(&content.bytes(8..data)?).map_err(|error| {
+            content.error(format!("has a damaged header ({error}); copy or download it again"))
         })?;
-        let start = bytes.len() - data.len();
-        if header.data_len() != data.len() {
-            return Err(mapping.error(format!(
-                "holds {} bytes of tensors where its header promises {}; copy or download it again",
-                data.len(),
+        if header.data_len() != held {
+            return Err(content.error(format!(
+                "holds {held} bytes of tensors where its header promises {}; copy or download it again",
                 header.data_len()
             )));
         }
@@ -82,7 +82,7 @@ impl SafetensorsFile {
                 let tensor = StoredTensor {
                     element: element(info.dtype),
                     shape: info.shape.clone(),
-                    bytes: start + info.data_offsets.0..start + info.data_offsets.1,
+                    bytes: data + info.data_offsets.0..data + info.data_offsets.1,
                     strides: None,
                 };
                 (name, tensor)
@@ -90,7 +90,7 @@ impl SafetensorsFile {
             .collect();
         let strings =
             header.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect();
-        Ok(Self { tensors: StoredTensors::new(mapping, tensors)?, strings })
+        Ok(Self { tensors: StoredTensors::new(content, tensors)?, strings })
     }
 }
 
@@ -190,7 +190,6 @@ pub fn write(path: &Path, mut entries: Vec<Entry<'_>>, strings: HashMap<String, 
                 ));
             }
             put(out, &encode(&tensor.data, entry.precision))?;
-            entry.source.release(&entry.name);
         }
         Ok(())
     })

@@ -55,10 +55,6 @@ impl WeightSource for Rounded<'_> {
         let Tensor { shape, data } = self.source.tensor(name)?;
         Ok(Tensor { shape, data: round(data, self.stored.precision(self.source, name)) })
     }
-
-    fn release(&self, name: &str) {
-        self.source.release(name);
-    }
 }
 
 impl Model {

@@ -1,4 +1,4 @@
-//! Tensors as they lie in a mapped file.
+//! Tensors as they lie in a file.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::mapping::Mapping;
+use super::content::Content;
 use super::{Precision, Tensor, WeightSource};
 use crate::{Error, Result};
 
@@ -75,32 +75,32 @@ impl StoredTensor {
 
 /// The tensors of one file.
 pub(crate) struct StoredTensors {
-    mapping: Arc<Mapping>,
+    content: Arc<Content>,
     tensors: BTreeMap<String, StoredTensor>,
 }
 
 impl StoredTensors {
     /// # Errors
     /// [`Error::Tensor`] where one reaches outside of the file or claims more values than its bytes hold.
-    pub(crate) fn new(mapping: Arc<Mapping>, tensors: BTreeMap<String, StoredTensor>) -> Result<Self> {
-        let length = mapping.bytes().len();
+    pub(crate) fn new(content: Arc<Content>, tensors: BTreeMap<String, StoredTensor>) -> Result<Self> {
+        let length = content.len();
         for (name, tensor) in &tensors {
             if tensor.bytes.end > length || tensor.bytes.start > tensor.bytes.end || !tensor.fits() {
                 return Err(Error::tensor(
                     name,
                     format!(
                         "in {}: shape {:?} does not fit the bytes that are there; the file is damaged, get it again",
-                        mapping.path().display(),
+                        content.path().display(),
                         tensor.shape
                     ),
                 ));
             }
         }
-        Ok(Self { mapping, tensors })
+        Ok(Self { content, tensors })
     }
 
-    pub(crate) fn mapping(&self) -> &Mapping {
-        &self.mapping
+    pub(crate) fn content(&self) -> &Content {
+        &self.content
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&StoredTensor> {
@@ -124,11 +124,31 @@ impl StoredTensors {
         let named = |(name, tensor): (&String, &StoredTensor)| {
             Some((name.strip_prefix(prefix)?.to_owned(), tensor.clone()))
         };
-        Self { mapping: self.mapping.clone(), tensors: self.tensors.iter().filter_map(named).collect() }
+        Self { content: self.content.clone(), tensors: self.tensors.iter().filter_map(named).collect() }
     }
 
     fn error(&self, name: &str, reason: &str) -> Error {
-        Error::tensor(name, format!("{reason} (in {})", self.mapping.path().display()))
+        Error::tensor(name, format!("{reason} (in {})", self.content.path().display()))
+    }
+}
+
+impl StoredTensors {
+    fn read_f32(&self, range: Range<usize>, count: usize) -> Result<Cow<'_, [f32]>> {
+        if let Some(bytes) = self.content.in_memory() {
+            let bytes = bytes.get(range).unwrap_or_default();
+            return Ok(match bytemuck::try_cast_slice(bytes) {
+                Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
+                _ => Cow::Owned(bytes.chunks_exact(4).map(|b| read_one(Element::F32, b)).collect()),
+            });
+        }
+        let mut values = vec![0f32; count];
+        self.content.read(range.start, bytemuck::cast_slice_mut(&mut values))?;
+        if cfg!(target_endian = "big") {
+            for value in &mut values {
+                *value = f32::from_bits(value.to_bits().swap_bytes());
+            }
+        }
+        Ok(Cow::Owned(values))
     }
 }
 
@@ -137,21 +157,24 @@ impl WeightSource for StoredTensors {
         let tensor = self.get(name).ok_or_else(|| {
             self.error(name, "is missing; the file is incomplete or not the model it is taken for")
         })?;
-        let bytes = &self.mapping.bytes()[tensor.bytes.clone()];
         let count = tensor.count().ok_or_else(|| self.error(name, "is larger than can be expressed"))?;
+        let Some(size) = tensor.element.size() else {
+            let Element::Other(what) = tensor.element else { unreachable!("only these have no size") };
+            return Err(self.error(
+                name,
+                &format!("is stored as {what}; weights must be f32, f16 or bf16, convert the file"),
+            ));
+        };
+        let range = tensor.bytes.start..tensor.bytes.start + size * count;
         let data = match (tensor.element, &tensor.strides) {
-            (Element::Other(what), _) => {
-                return Err(self.error(
-                    name,
-                    &format!("is stored as {what}; weights must be f32, f16 or bf16, convert the file"),
-                ));
+            (_, Some(strides)) => {
+                Cow::Owned(gather(tensor, strides, &self.content.bytes(tensor.bytes.clone())?, count))
             }
-            (_, Some(strides)) => Cow::Owned(gather(tensor, strides, bytes, count)),
-            (Element::F32, None) => read_f32(&bytes[..4 * count]),
-            (Element::F16, None) => Cow::Owned(read_f16(&bytes[..2 * count])),
-            (Element::Bf16, None) => Cow::Owned(read_bf16(&bytes[..2 * count])),
-            (Element::F64, None) => {
-                Cow::Owned(bytes[..8 * count].chunks_exact(8).map(|b| read_one(Element::F64, b)).collect())
+            (Element::F32, None) => self.read_f32(range, count)?,
+            (element, None) => {
+                let mut values = Vec::with_capacity(count);
+                self.content.pieces(range, |bytes| append(&mut values, element, bytes))?;
+                Cow::Owned(values)
             }
         };
         if !all_finite(&data) {
@@ -174,25 +197,12 @@ impl WeightSource for StoredTensors {
             _ => Precision::F32,
         }
     }
-
-    fn release(&self, name: &str) {
-        if let Some(tensor) = self.get(name) {
-            self.mapping.release(tensor.bytes.clone());
-        }
-    }
 }
 
 /// Whether no value is infinite or not a number.
 pub(crate) fn all_finite(values: &[f32]) -> bool {
     // Without an early exit inside a chunk the loop is vectorised.
     values.chunks(4096).all(|chunk| chunk.iter().fold(true, |finite, value| finite & value.is_finite()))
-}
-
-fn read_f32(bytes: &[u8]) -> Cow<'_, [f32]> {
-    match bytemuck::try_cast_slice(bytes) {
-        Ok(values) if cfg!(target_endian = "little") => Cow::Borrowed(values),
-        _ => Cow::Owned(bytes.chunks_exact(4).map(|b| read_one(Element::F32, b)).collect()),
-    }
 }
 
 const CHUNK: usize = 1024;
@@ -207,6 +217,18 @@ fn read_f16(bytes: &[u8]) -> Vec<f32> {
         halves[..to.len()].convert_to_f32_slice(to);
     }
     values
+}
+
+/// Appends values that are stored as `element`.
+fn append(values: &mut Vec<f32>, element: Element, bytes: &[u8]) {
+    match element {
+        Element::F16 => values.extend(read_f16(bytes)),
+        Element::Bf16 => values.extend(read_bf16(bytes)),
+        element => {
+            let size = element.size().unwrap_or(1);
+            values.extend(bytes.chunks_exact(size).map(|bytes| read_one(element, bytes)));
+        }
+    }
 }
 
 fn read_bf16(bytes: &[u8]) -> Vec<f32> {

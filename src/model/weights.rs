@@ -51,12 +51,6 @@ pub trait WeightSource: Sync {
         let _ = name;
         Precision::F32
     }
-
-    /// Says that the caller made its own copy of `name`: memory spent on it may be given back. It can be asked for
-    /// again, at the price of reading it again.
-    fn release(&self, name: &str) {
-        let _ = name;
-    }
 }
 
 /// Parameters held in memory.
@@ -100,9 +94,5 @@ impl WeightSource for Layered<'_> {
 
     fn precision(&self, name: &str) -> Precision {
         self.source(name).precision(name)
-    }
-
-    fn release(&self, name: &str) {
-        self.source(name).release(name);
     }
 }

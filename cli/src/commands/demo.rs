@@ -17,7 +17,7 @@ use crate::device::{CACHE_HELP, DeviceArguments, UsedDevice};
 use crate::error::Result;
 use crate::files::{stage, writable_folder, write_file};
 use crate::labelled::{LabelArguments, Pair};
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, quoted};
 use mdm_images::{ReadOptions, UNLABELLED, read_image, write_coloured_labels, write_grey, write_overlay};
 
 const EXAMPLES: &str = "\
@@ -146,17 +146,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 fn in_words(report: &Report, folder: &Path) -> String {
     let share = 100.0 * report.labelled_pixels as f64 / (LABELLED.0 * LABELLED.0) as f64;
-    let folder = folder.display();
+    let shown = folder.display();
+    let file = |name: &str| quoted(&folder.join(name));
+    let (backbone, labelled, labels) =
+        (file("backbone.safetensors"), file("labelled.png"), file("labels.png"));
+    let (image, truth) = (file("image.png"), file("truth.png"));
     format!(
         "Fitted {HEADS} heads on {} labelled pixels ({share:.1} % of one image) in {:.1} s,\n\
          segmented another image of {} x {} pixels in {:.1} s: Dice {:.4} against the known truth.\n\
-         {:.1} s in all, on {}. The result is in {folder}; look at overlay.png.\n\
+         {:.1} s in all, on {}. The result is in {shown}; look at overlay.png.\n\
          \n\
          The same by hand:\n  \
-         mdm fit --backbone {folder}/backbone.safetensors --images {folder}/labelled.png --labels {folder}/labels.png \
+         mdm fit --backbone {backbone} --images {labelled} --labels {labels} \
          -o my-model.safetensors\n  \
-         mdm segment --model my-model.safetensors {folder}/image.png -o out/\n  \
-         mdm eval --prediction out/image.png --truth {folder}/truth.png",
+         mdm segment --model my-model.safetensors {image} -o out/\n  \
+         mdm eval --prediction out/image.png --truth {truth}",
         report.labelled_pixels,
         report.fit_seconds,
         SEGMENTED.0,

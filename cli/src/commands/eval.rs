@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use crate::error::{CliError, Result, failed, warn};
 use crate::files::label_files;
-use crate::labelled::{Known, LabelArguments, Look, Named, Objects, Verdict, listed, object_numbers, stem};
+use crate::labelled::{
+    Known, LabelArguments, Look, Named, Objects, Verdict, labels_of, listed, object_numbers, stem,
+};
 use crate::output::{Table, print, print_json};
 use mdm_images::{LabelNumbers, Numbers, UNLABELLED, UNLABELLED_WIDE, read_label_numbers};
 
@@ -106,10 +108,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let predictions = Predictions::new(&arguments.prediction, &truths)?;
     let reading = &arguments.reading;
     let truth_survey = Survey::of(truths.iter().map(PathBuf::as_path), reading, arguments.ignore);
-    truth_survey.check_truth(arguments)?;
     let predicted = truths.iter().filter_map(|truth| predictions.of(truth).ok());
     // Colours are how people draw labels; predictions hold indices.
     let prediction_survey = Survey::of(predicted, &LabelArguments::default(), Ignored(None));
+    truth_survey.check_truth(arguments, &prediction_survey)?;
     let masks = Masks::between(&prediction_survey, &truth_survey, arguments.ignore);
     if let Some(note) = masks.note(reading, &prediction_survey, &truth_survey) {
         warn(note);
@@ -192,8 +194,10 @@ impl Predictions {
         let only = (prediction.is_file() && truths.len() == 1).then(|| prediction.to_owned());
         let found = Self { only, named: Named::new(&files, Known::AsLabels), folder: prediction.to_owned() };
         if found.only.is_none() {
-            let used: HashSet<&Path> =
-                truths.iter().filter_map(|truth| found.named.partner(truth).ok().flatten()).collect();
+            let used: HashSet<&Path> = truths
+                .iter()
+                .filter_map(|truth| found.named.partner(truth, Known::AsLabels).ok().flatten())
+                .collect();
             let extra = files.iter().filter(|file| !used.contains(file.as_path())).count();
             if extra > 0 {
                 warn(format!(
@@ -209,10 +213,14 @@ impl Predictions {
         if let Some(only) = &self.only {
             return Ok(only);
         }
-        self.named.partner(truth)?.ok_or_else(|| {
+        self.named.partner(truth, Known::AsLabels)?.ok_or_else(|| {
             failed(
                 truth,
-                format!("has no prediction: there is no {}.png in {}", stem(truth), self.folder.display()),
+                format!(
+                    "has no prediction: there is no {}.png in {}",
+                    labels_of(truth).unwrap_or_else(|| stem(truth)),
+                    self.folder.display()
+                ),
             )
         })
     }
@@ -257,6 +265,11 @@ impl Survey {
         survey
     }
 
+    fn verdict(&self) -> Verdict {
+        let looks: Vec<Look> = self.looks.iter().map(|(_, look)| look.clone()).collect();
+        Verdict::on(&looks)
+    }
+
     /// Classes above 0 that occur, 255 left out.
     fn foreground(&self) -> Vec<usize> {
         (1..usize::from(UNLABELLED)).filter(|class| self.present[*class]).collect()
@@ -268,30 +281,26 @@ impl Survey {
     }
 
     /// Refuses truth that would be scored without meaning anything.
-    fn check_truth(&self, arguments: &Arguments) -> Result<()> {
+    fn check_truth(&self, arguments: &Arguments, predictions: &Self) -> Result<()> {
         let truth = arguments.truth.as_path();
         if arguments.reading.objects.is_none() {
-            let looks: Vec<Look> = self.looks.iter().map(|(_, look)| look.clone()).collect();
-            let verdict = Verdict::on(&looks);
-            let wide = || self.looks.iter().find(|(_, look)| look.is_wide());
+            let known = self.foreground();
+            let predicted = known.iter().filter(|class| predictions.present[**class]).count();
+            // Predictions of the same numbers may be classes that lie in one piece each.
+            let alike = predicted * 2 >= known.len();
             let path = self.looks.first().map_or(truth, |(path, _)| path);
-            match verdict {
-                Verdict::Objects => {
-                    return Err(failed(
-                        path,
-                        "looks like an instance mask: each of its numbers is one object; --objects compares objects \
-                         (--objects=rim where the predictions have a class for rims)",
-                    ));
+            let objects = "looks like an instance mask: each of its numbers is one object; --objects compares objects \
+                           (--objects=rim where the predictions have a class for rims)";
+            match self.verdict() {
+                Verdict::Objects if !alike => return Err(failed(path, objects)),
+                Verdict::Objects if predictions.verdict() == Verdict::Objects => {
+                    warn(format!("{}: {objects}", path.display()));
                 }
-                Verdict::Picture => warn(format!("{}: {}", path.display(), verdict.in_words())),
-                Verdict::Classes => {
-                    if let Some((path, _)) = wide() {
-                        return Err(failed(
-                            path,
-                            "holds numbers above 255; numbers of objects take --objects",
-                        ));
-                    }
-                }
+                Verdict::Picture => warn(format!("{}: {}", path.display(), Verdict::Picture.in_words())),
+                Verdict::Objects | Verdict::Classes => {}
+            }
+            if let Some((path, _)) = self.looks.iter().find(|(_, look)| look.is_wide()) {
+                return Err(failed(path, "holds numbers above 255; numbers of objects take --objects"));
             }
         }
         let unlabelled = usize::from(UNLABELLED);

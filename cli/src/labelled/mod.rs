@@ -14,7 +14,7 @@ use mdm_images::{
     read_label_numbers,
 };
 
-pub(crate) use names::{Known, Named, stem};
+pub(crate) use names::{Known, Named, labels_of, stem};
 pub(crate) use objects::{Look, Objects, Verdict, object_numbers};
 pub(crate) use pairing::pairs;
 
@@ -186,8 +186,9 @@ impl Census {
             if let Some(missing) = (0..most).find(|class| labelled[*class] == 0) {
                 return Err(CliError::Failed(format!(
                     "the labels use indices {} but not {missing}; classes are numbered 0, 1, 2 ... \
-                     (if that is meant, name all of them with --classes)",
-                    listed(&used)
+                     (if that is meant, name all of them with --classes){}",
+                    listed(&used),
+                    if self.transparent { "; transparent pixels are unlabelled" } else { "" }
                 )));
             }
         }

@@ -32,7 +32,7 @@ fn without_mark(name: &str) -> Option<&str> {
 }
 
 /// Whether a file's name says that it holds labels of another one, and of which.
-pub(super) fn labels_of(path: &Path) -> Option<String> {
+pub(crate) fn labels_of(path: &Path) -> Option<String> {
     without_mark(&stem(path)).map(str::to_owned)
 }
 
@@ -61,7 +61,6 @@ fn known_as(path: &Path, known: Known) -> Vec<String> {
 /// Files by all their names.
 pub(crate) struct Named {
     by_name: HashMap<String, Vec<(usize, PathBuf)>>,
-    known: Known,
 }
 
 impl Named {
@@ -72,20 +71,16 @@ impl Named {
                 by_name.entry(name).or_default().push((rank, file.clone()));
             }
         }
-        Self { by_name, known }
+        Self { by_name }
     }
 
-    /// The file that belongs to `path`: of several the one whose name is most alike.
+    /// The file that belongs to `path`, which is known under its own names: of several the one whose name is most alike.
     ///
     /// # Errors
     /// Where two files are equally alike.
-    pub(crate) fn partner(&self, path: &Path) -> Result<Option<&Path>> {
-        let other = match self.known {
-            Known::AsLabels => Known::AsImage,
-            Known::AsImage => Known::AsLabels,
-        };
+    pub(crate) fn partner(&self, path: &Path, known: Known) -> Result<Option<&Path>> {
         let mut found: Vec<(usize, &Path)> = Vec::new();
-        for (rank, name) in known_as(path, other).iter().enumerate() {
+        for (rank, name) in known_as(path, known).iter().enumerate() {
             let files = self.by_name.get(name).into_iter().flatten();
             found.extend(files.map(|(more, file)| (rank + more, file.as_path())));
         }
@@ -112,7 +107,7 @@ mod tests {
     fn labels(names: &[&str], image: &str) -> Option<String> {
         let files: Vec<PathBuf> = names.iter().map(PathBuf::from).collect();
         let named = Named::new(&files, Known::AsLabels);
-        let partner = named.partner(Path::new(image)).expect("one partner");
+        let partner = named.partner(Path::new(image), Known::AsImage).expect("one partner");
         partner.map(|file| file.to_string_lossy().into_owned())
     }
 
@@ -143,6 +138,6 @@ mod tests {
     #[test]
     fn two_equally_good_names_are_an_error() {
         let files = [PathBuf::from("a_mask.png"), PathBuf::from("a_label.png")];
-        assert!(Named::new(&files, Known::AsLabels).partner(Path::new("a.tif")).is_err());
+        assert!(Named::new(&files, Known::AsLabels).partner(Path::new("a.tif"), Known::AsImage).is_err());
     }
 }

@@ -146,11 +146,8 @@ pub(crate) fn object_numbers(numbers: Numbers) -> Vec<u32> {
     }
 }
 
-/// Numbers of one file from which on they may be objects, or a picture.
+/// Numbers of one file from which on they may be objects, or a picture. Fewer classes may well be drawn with a stroke each.
 const MANY: usize = 8;
-
-/// As many classes may well be drawn with a stroke each.
-const STROKES: usize = 20;
 
 /// Mean size in pixels of the regions of a number that is no class.
 const SPECK: u64 = 8;
@@ -181,39 +178,34 @@ pub(crate) enum Verdict {
 
 impl Look {
     pub(crate) fn of(labels: &LabelNumbers) -> Result<Self> {
-        let objects: Vec<u32> = match &labels.numbers {
-            Numbers::Bytes(values) => values
-                .iter()
-                .map(|value| if *value == UNLABELLED { UNLABELLED_WIDE } else { u32::from(*value) })
-                .collect(),
-            Numbers::Wide(numbers) => numbers.clone(),
-        };
-        let unlabelled = objects.iter().filter(|number| **number == UNLABELLED_WIDE).count();
-        let mut look = Self {
-            numbers: 0,
-            largest: 0,
-            single: 0,
-            specks: 0,
-            mostly_unlabelled: unlabelled > objects.len() / 2,
-        };
-        let found = regions(&objects, labels.width, Connectivity::Eight)?;
+        match &labels.numbers {
+            Numbers::Bytes(values) => Self::at(values, labels.width, UNLABELLED),
+            Numbers::Wide(numbers) => Self::at(numbers, labels.width, UNLABELLED_WIDE),
+        }
+    }
+
+    fn at<T: Copy + Default + Ord + Into<u32>>(numbers: &[T], width: usize, unlabelled: T) -> Result<Self> {
+        let found = regions(numbers, width, Connectivity::Eight)?;
         let mut counted = vec![false; found.count as usize + 1];
-        let mut seen: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
-        for (number, region) in objects.iter().zip(&found.labels) {
-            if *number == 0 || *number == UNLABELLED_WIDE {
-                continue;
-            }
-            let (regions, pixels) = seen.entry(*number).or_default();
-            *pixels += 1;
-            if !std::mem::replace(&mut counted[*region as usize], true) {
-                *regions += 1;
+        let mut without = 0;
+        // Regions and pixels of each number.
+        let mut seen: BTreeMap<T, (u64, u64)> = BTreeMap::new();
+        for (number, region) in numbers.iter().zip(&found.labels) {
+            if *number == unlabelled {
+                without += 1;
+            } else if *region > 0 {
+                let (regions, pixels) = seen.entry(*number).or_default();
+                *pixels += 1;
+                *regions += u64::from(!std::mem::replace(&mut counted[*region as usize], true));
             }
         }
-        look.numbers = seen.len();
-        look.largest = seen.keys().next_back().copied().unwrap_or(0);
-        look.single = seen.values().filter(|(regions, _)| *regions == 1).count();
-        look.specks = seen.values().filter(|(regions, pixels)| pixels / regions < SPECK).count();
-        Ok(look)
+        Ok(Self {
+            numbers: seen.len(),
+            largest: seen.keys().next_back().map_or(0, |number| (*number).into()),
+            single: seen.values().filter(|(regions, _)| *regions == 1).count(),
+            specks: seen.values().filter(|(regions, pixels)| pixels / regions < SPECK).count(),
+            mostly_unlabelled: without > numbers.len() / 2,
+        })
     }
 
     /// Whether a number is too large for a class.
@@ -222,8 +214,9 @@ impl Look {
     }
 
     fn single_objects(&self) -> bool {
-        let enough = if self.mostly_unlabelled { STROKES } else { MANY };
-        self.numbers >= enough && self.single * 10 >= self.numbers * 9 && self.specks * 2 < self.numbers
+        let many = self.numbers >= MANY && self.single * 10 >= self.numbers * 9;
+        // Numbers beyond 255 are no classes whatever they look like.
+        (many && self.specks * 2 < self.numbers) || (self.is_wide() && self.single * 2 >= self.numbers)
     }
 
     fn numbered_through(&self) -> bool {
@@ -277,11 +270,11 @@ mod tests {
         let few = |count| discs(count, |disc| disc as u8 + 1);
         assert_eq!(verdict(&[few(3), few(5), few(2)]), Verdict::Objects);
         assert_eq!(verdict(&[few(3), few(3), few(3)]), Verdict::Classes);
-        // A stroke in each of ten classes.
-        let mut strokes = discs(10, |disc| disc as u8 + 1);
+        // A stroke in each of six classes.
+        let mut strokes = discs(6, |disc| disc as u8 + 1);
         let Numbers::Bytes(values) = &mut strokes.numbers else { unreachable!() };
         values.iter_mut().filter(|value| **value == 0).for_each(|value| *value = UNLABELLED);
-        values.extend([UNLABELLED; 60 * 6]);
+        values.extend([UNLABELLED; 36 * 6]);
         strokes.height += 6;
         assert_eq!(verdict(&[strokes]), Verdict::Classes);
     }
@@ -310,7 +303,7 @@ mod tests {
             .map(|at| match (at % width, at / width) {
                 (0..6, 0..6) => 7,
                 (6..12, 0..6) => 300,
-                (13, 1..3) => 2,
+                (x, 1..3) if x == width - 1 => 2,
                 (_, 6) => UNLABELLED_WIDE,
                 _ => 0,
             })

@@ -49,7 +49,7 @@ pub(crate) fn pairs(images: &[PathBuf], labels: &Path, reading: &LabelArguments)
     let (mut pairs, mut unlabelled): (Vec<Pair>, Vec<&PathBuf>) = (Vec::new(), Vec::new());
     let mut taken: HashMap<&Path, &Path> = HashMap::new();
     for image in &files {
-        let Some(labels) = named.partner(image)? else {
+        let Some(labels) = named.partner(image, Known::AsImage)? else {
             unlabelled.push(image);
             continue;
         };

@@ -2,6 +2,8 @@
 
 mod colours;
 mod png;
+#[cfg(test)]
+mod properties;
 mod stored;
 #[cfg(test)]
 mod tests;

@@ -93,7 +93,6 @@ impl PackedWeights {
         });
         // The packed copy is all that is needed from here on.
         drop(values);
-        weights.release(&param.name);
         // Models with other heads share the cache of their backbone.
         if !param.name.starts_with(HEAD_PREFIX) {
             self.known.insert(key, packed.clone());

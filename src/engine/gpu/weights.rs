@@ -62,7 +62,6 @@ impl DeviceWeights {
             Layout::Taps => upload(context, &param.name, &taps_first(&values, &param.shape), context.value)?,
         });
         drop(values);
-        weights.release(&param.name);
         // Models with other heads share the weights of their backbone.
         if !param.name.starts_with(HEAD_PREFIX) {
             self.0.insert(key, uploaded.clone());

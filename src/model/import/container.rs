@@ -3,21 +3,32 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use rawzip::{CompressionMethod, ZipArchive};
+use rawzip::{CompressionMethod, ZipLocator};
 
 use super::pickle::{self, Graph, Node};
+use crate::model::content::Content;
+
 use super::torch::{Found, Storage, find, storages};
 
 /// Entries of an archive, at most.
 const MOST_ENTRIES: usize = 1_000_000;
 
+/// Bytes of a pickle, at most: what describes tensors is small.
+const MOST_OF_A_PICKLE: usize = 1 << 30;
+
+/// Bytes in which the pickles of the old format are looked for first.
+const FIRST_OF_PICKLES: usize = 4 << 20;
+
 /// Reads a zip archive: `NAME/data.pkl` and the storages in `NAME/data/KEY`, stored without compression.
-pub(super) fn read_zip(bytes: &[u8]) -> Result<Found, String> {
+pub(super) fn read_zip(file: &Content) -> Result<Found, String> {
     let damaged =
         |error: rawzip::Error| format!("it is a damaged zip archive ({error}); copy or download it again");
-    let archive = ZipArchive::from_slice(bytes).map_err(damaged)?;
+    let mut buffer = vec![0; rawzip::RECOMMENDED_BUFFER_SIZE];
+    let archive = ZipLocator::new()
+        .locate_in_reader(file, &mut buffer, file.len() as u64)
+        .map_err(|(_, error)| damaged(error))?;
     let mut places: HashMap<String, Range<usize>> = HashMap::new();
-    let mut entries = archive.entries();
+    let mut entries = archive.entries(&mut buffer);
     while let Some(entry) = entries.next_entry().map_err(damaged)? {
         if entry.is_dir() {
             continue;
@@ -33,7 +44,11 @@ pub(super) fn read_zip(bytes: &[u8]) -> Result<Found, String> {
             return Err(format!("it has more than {MOST_ENTRIES} entries"));
         }
         let (start, end) = archive.get_entry(entry.wayfinder()).map_err(damaged)?.compressed_data_range();
-        places.insert(name, start as usize..end as usize);
+        let place = |offset: u64| usize::try_from(offset).ok().filter(|offset| *offset <= file.len());
+        let (Some(start), Some(end)) = (place(start), place(end)) else {
+            return Err("it is a zip archive that is cut off; copy or download it again".to_owned());
+        };
+        places.insert(name, start..end);
     }
     let folder = places
         .keys()
@@ -41,13 +56,15 @@ pub(super) fn read_zip(bytes: &[u8]) -> Result<Found, String> {
         .min_by_key(|folder| folder.len())
         .ok_or("it is a zip archive without `data.pkl`, and so no PyTorch checkpoint")?
         .to_owned();
-    let content =
-        |name: &str| places.get(&format!("{folder}{name}")).and_then(|range| bytes.get(range.clone()));
+    let content = |name: &str| {
+        let place = places.get(&format!("{folder}{name}"))?.clone();
+        (place.len() <= MOST_OF_A_PICKLE).then(|| file.bytes(place).ok()).flatten()
+    };
     if content("byteorder").is_some_and(|order| order.trim_ascii() == b"big") {
         return Err(BIG_ENDIAN.into());
     }
-    let program = content("data.pkl").ok_or("its `data.pkl` is cut off")?;
-    let graph = pickle::read(program).map_err(damaged_pickle)?;
+    let program = content("data.pkl").ok_or("its `data.pkl` is cut off or larger than any checkpoint's")?;
+    let graph = pickle::read(&program).map_err(damaged_pickle)?;
     find(&graph, &|storage: &Storage<'_>| {
         let place = places
             .get(&format!("{folder}data/{}", storage.key))
@@ -73,7 +90,20 @@ fn damaged_pickle(error: String) -> String {
 }
 
 /// Reads five pickles (magic number, protocol, system, the object, the storages' keys) and the storages after them.
-pub(super) fn read_legacy(bytes: &[u8]) -> Result<Found, String> {
+pub(super) fn read_legacy(file: &Content) -> Result<Found, String> {
+    // How long the pickles are is known when they have been read.
+    let mut length = FIRST_OF_PICKLES;
+    loop {
+        let start = file.start(length).map_err(|error| error.to_string())?;
+        match read_legacy_from(file, &start) {
+            Err(_) if length < file.len().min(MOST_OF_A_PICKLE) => length = length.saturating_mul(8),
+            found => return found,
+        }
+    }
+}
+
+/// The same with the pickles in `bytes`, which starts the file.
+fn read_legacy_from(file: &Content, bytes: &[u8]) -> Result<Found, String> {
     let mut at = 0;
     let mut next = || -> Result<Graph<'_>, String> {
         let graph = pickle::read(&bytes[at..]).map_err(damaged_pickle)?;
@@ -102,12 +132,13 @@ pub(super) fn read_legacy(bytes: &[u8]) -> Result<Found, String> {
         let key = keys.text(key).ok_or("the key of a storage is not text")?;
         let storage =
             known.get(key).ok_or_else(|| format!("its storage {key:?} is of a class that is not read"))?;
-        let (count, _) = bytes[at..].split_first_chunk::<8>().ok_or_else(cut_off)?;
+        let mut count = [0; 8];
+        file.read(at, &mut count).map_err(|_| cut_off())?;
         at += 8;
-        let length = usize::try_from(i64::from_le_bytes(*count))
+        let length = usize::try_from(i64::from_le_bytes(count))
             .ok()
             .and_then(|count| count.checked_mul(storage.size))
-            .filter(|&length| length <= bytes.len() - at)
+            .filter(|&length| length <= file.len().saturating_sub(at))
             .ok_or_else(cut_off)?;
         places.insert(key, at..at + length);
         at += length;

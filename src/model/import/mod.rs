@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::content::Content;
 use super::describe::{Description, described_by};
-use super::mapping::Mapping;
 use super::safetensors_file::SafetensorsFile;
 use super::stored::StoredTensors;
 use super::{BackboneOptions, Head, Model, WeightSource};
@@ -26,19 +26,42 @@ const LEGACY_MAGIC: [u8; 14] =
 
 const ZIP_MAGIC: [u8; 4] = *b"PK\x03\x04";
 
+const UNET: &str = "a UNet's state dict (`time_embed.0.weight` and so on)";
+const HEAD: &str = "an MLP head (`layers.0.weight`, `layers.2.running_mean` and so on)";
+
 /// A tensor that every UNet has, and one that every head has.
 const UNET_MARK: &str = "time_embed.0.weight";
 const HEAD_MARKS: [&str; 2] = ["layers.0.weight", "layers.2.running_mean"];
 
-/// What a file is, where it is a checkpoint of PyTorch.
-pub(super) fn foreign_format(bytes: &[u8]) -> Option<&'static str> {
-    if bytes.starts_with(&ZIP_MAGIC) {
-        Some("a zip archive, probably a PyTorch checkpoint")
-    } else if bytes.starts_with(&LEGACY_MAGIC) {
-        Some("a PyTorch checkpoint in the old format")
+/// What a file is, and what to do with it, where its start tells that it is no safetensors file.
+pub(super) fn foreign_format(start: &[u8]) -> Option<&'static str> {
+    let text = start.trim_ascii_start();
+    let page = |tag: &[u8]| text.get(..tag.len()).is_some_and(|start| start.eq_ignore_ascii_case(tag));
+    let picture: [&[u8]; 8] =
+        [b"\x89PNG", b"\xFF\xD8\xFF", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"];
+    if start.starts_with(&ZIP_MAGIC) {
+        Some(
+            "a zip archive, probably a PyTorch checkpoint, not a safetensors file; convert it with `mdm import`",
+        )
+    } else if start.starts_with(&LEGACY_MAGIC) {
+        Some("a PyTorch checkpoint in the old format, not a safetensors file; convert it with `mdm import`")
+    } else if start.starts_with(b"version https://git-lfs.github.com/") {
+        Some("a Git LFS pointer that stands for the model; get the model itself with `git lfs pull`")
+    } else if page(b"<!doctype html") || page(b"<html") || page(b"<?xml") {
+        Some(
+            "a web page, such as a login or an error, not the model; download it again, from where a browser would save the file",
+        )
+    } else if picture.iter().any(|magic| start.starts_with(magic)) && length_of_header(start).is_none() {
+        Some("a picture, not a model; name the model file")
     } else {
         None
     }
+}
+
+/// The length of its header that a safetensors file starts with, where a header of JSON follows.
+fn length_of_header(start: &[u8]) -> Option<u64> {
+    let (length, rest) = start.split_first_chunk::<8>()?;
+    rest.trim_ascii_start().starts_with(b"{").then(|| u64::from_le_bytes(*length))
 }
 
 /// The tensors of a checkpoint.
@@ -50,25 +73,28 @@ pub struct Checkpoint {
     passed_over: Vec<String>,
 }
 
-/// Finds the tensors of a `.pt`, `.pth` or `.safetensors` file. The file is mapped: see [`Model::open`] for what that demands.
+/// Finds the tensors of a `.pt`, `.pth` or `.safetensors` file. Their values are read when they are used, as those of
+/// [`Model::open`].
 ///
 /// # Errors
 /// [`Error::Io`] where it cannot be opened, [`Error::ModelFile`] where it is damaged, compressed, big-endian or something
 /// else, [`Error::Tensor`] where a tensor claims more than its storage holds.
 pub fn read_checkpoint(path: &Path) -> Result<Checkpoint> {
-    let mapping = Arc::new(Mapping::open(path)?);
-    let bytes = mapping.bytes();
-    let found = if bytes.starts_with(&ZIP_MAGIC) {
-        container::read_zip(bytes)
-    } else if bytes.starts_with(&LEGACY_MAGIC) {
-        container::read_legacy(bytes)
+    let content = Arc::new(Content::open(path)?);
+    let start = content.start(LEGACY_MAGIC.len())?;
+    let found = if start.starts_with(&ZIP_MAGIC) {
+        container::read_zip(&content)
+    } else if start.starts_with(&LEGACY_MAGIC) {
+        container::read_legacy(&content)
     } else {
-        let SafetensorsFile { tensors, strings } = SafetensorsFile::read(mapping)?;
+        drop(start);
+        let SafetensorsFile { tensors, strings } = SafetensorsFile::read(content)?;
         return Ok(Checkpoint { tensors, strings, passed_over: Vec::new() });
     };
-    let found = found.map_err(|reason| mapping.error(reason))?;
+    drop(start);
+    let found = found.map_err(|reason| content.error(reason))?;
     Ok(Checkpoint {
-        tensors: StoredTensors::new(mapping, found.tensors)?,
+        tensors: StoredTensors::new(content, found.tensors)?,
         strings: BTreeMap::new(),
         passed_over: found.passed_over.into_iter().collect(),
     })
@@ -116,13 +142,13 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::ModelFile`] where there is none, and what [`Model::open_with`] reports.
     pub fn into_backbone(self, options: &BackboneOptions) -> Result<Model> {
-        let mapping = self.tensors.mapping();
+        let content = self.tensors.content();
         let prefixes = self.backbones();
         let mut assumptions = Vec::new();
         let prefix = match &options.prefix {
             Some(prefix) if prefixes.contains(&&prefix[..]) => prefix.clone(),
             Some(prefix) => {
-                return Err(mapping.error(format!(
+                return Err(content.error(format!(
                     "holds no UNet whose tensors' names start with {prefix:?}; {}",
                     match &prefixes[..] {
                         [] => "it holds none at all".to_owned(),
@@ -131,7 +157,7 @@ impl Checkpoint {
                 )));
             }
             None => match &prefixes[..] {
-                [] => return Err(self.nothing("a UNet's state dict (`time_embed.0.weight` and so on)")),
+                [] => return Err(self.nothing(UNET)),
                 [only] => (*only).to_owned(),
                 [first, others @ ..] => {
                     assumptions.push(format!("the network {first:?} is meant, not {others:?} (prefix)"));
@@ -140,9 +166,9 @@ impl Checkpoint {
             },
         };
         let description =
-            match described_by(&self.strings).map_err(|error| mapping.error(error.to_string()))? {
+            match described_by(&self.strings).map_err(|error| content.error(error.to_string()))? {
                 Some(description) => Some(description),
-                None => Description::from_sidecar(mapping.path())?,
+                None => Description::from_sidecar(content.path())?,
             };
         let tensors = self.tensors.below(&prefix);
         Model::from_stored(tensors, description, options, assumptions)
@@ -156,17 +182,25 @@ impl Checkpoint {
     pub fn into_heads(self) -> Result<Vec<Head>> {
         let prefixes = self.heads();
         if prefixes.is_empty() {
-            return Err(self.nothing("an MLP head (`layers.0.weight`, `layers.2.running_mean` and so on)"));
+            return Err(self.nothing(HEAD));
         }
         if prefixes.len() > super::Metadata::MOST_HEADS {
-            return Err(self.tensors.mapping().error(format!("holds {} heads, too many", prefixes.len())));
+            return Err(self.tensors.content().error(format!("holds {} heads, too many", prefixes.len())));
         }
         prefixes.iter().map(|prefix| Head::from_weights(&self.tensors, prefix)).collect()
     }
 
     fn nothing(&self, what: &str) -> Error {
         let names: Vec<&str> = self.tensors.names().take(3).collect();
-        let mut reason = format!("does not hold {what}");
+        let mut reason = if self.backbones().is_empty() && self.heads().is_empty() {
+            format!("holds neither {UNET} nor {HEAD}")
+        } else {
+            format!("does not hold {what}")
+        };
+        if self.tensors.names().any(|name| name.contains("down_blocks.0.resnets.0")) {
+            reason +=
+                "; these are names of diffusers, which must be converted to those of guided-diffusion first";
+        }
         if !names.is_empty() {
             reason += &format!("; its tensors are called {}, …", names.join(", "));
         }
@@ -176,7 +210,7 @@ impl Checkpoint {
                 self.passed_over.join(", ")
             );
         }
-        self.tensors.mapping().error(reason)
+        self.tensors.content().error(reason)
     }
 }
 

@@ -77,7 +77,6 @@ impl Places {
         };
         for (param, range) in self.params.iter().zip(&self.ranges) {
             flat[range.clone()].copy_from_slice(&param.read(&**weights)?);
-            weights.release(&param.name);
         }
         Ok(())
     }

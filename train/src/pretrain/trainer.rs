@@ -406,7 +406,6 @@ fn parameters_of(model: &Model, recipe: &Recipe) -> mdm::Result<MapWeights> {
     for (name, shape) in wanted.parameters() {
         let data = source.tensor(&name)?.data.into_owned();
         map.insert(&name, &shape, data);
-        source.release(&name);
     }
     Ok(map)
 }

@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::device::UsedDevice;
 use crate::error::{CliError, Result, failed, usage, warn};
 use crate::intensities::IntensityWarnings;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, quoted};
 use crate::planes::ImageNotes;
 use crate::training::{CHECKPOINT, Notes, RunFolder};
 
@@ -111,7 +111,7 @@ fn pretrain(arguments: &Arguments, ranks: &dyn Ranks) -> Result<()> {
         return Err(usage(format!(
             "{}: holds a run already; go on with it (--resume {}), or choose another folder",
             path.display(),
-            path.display()
+            quoted(path)
         )));
     } else {
         None
@@ -185,7 +185,7 @@ fn absolutes(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
 }
 
 fn in_words(report: &Report<'_>) -> String {
-    let run = report.run.display();
+    let run = quoted(report.run);
     let loss = report.loss.map_or_else(String::new, |loss| format!(", loss {loss:.4}"));
     let next = if report.step < report.steps {
         format!("go on with: mdm pretrain --resume {run}")

@@ -9,6 +9,7 @@ use mdm_train::ranks::Ranks;
 use crate::error::{CliError, Result, failed, warn};
 use crate::files::write_file;
 use crate::interruption::interruption;
+use crate::output::quoted;
 use crate::progress::TrainingProgress;
 use crate::training::{Events, Interval, Line, Log, RunFolder, Sheet, Watching};
 
@@ -201,7 +202,7 @@ impl<'a> Run<'a> {
             (_, None) => "no checkpoint was written yet".to_owned(),
             (_, Some(step)) => format!(
                 "the checkpoint of step {step} is intact: go on with `mdm pretrain --resume {}`",
-                records.folder.path().display()
+                quoted(records.folder.path())
             ),
         };
         match error {
