@@ -17,20 +17,17 @@ const TILE_COLUMNS: u32 = SUBGROUP_COLUMNS * OWN_COLUMNS;
 alias Pack = vec4<f32>;
 #import gather
 
-// [taps][channels][columns], or [taps][columns][channels] where ALONG
+// [taps][channels][columns]
 @group(0) @binding(3) var<storage, read> weight: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read_write> output: array<vec4<Result>>;
 
 // Values of a row of columns.
 const COLUMN_PACKS: u32 = TILE_COLUMNS / 8u;
-// Weights lie in workgroup memory as they lie in the buffer: rows of columns, or, ALONG the terms, columns of terms.
-const RIGHT_PACKS: u32 = select(COLUMN_PACKS, ROW_PACKS, ALONG);
-const RIGHT_LINES: u32 = select(TERMS, TILE_COLUMNS, ALONG);
 // One more than is used, so that neighbouring rows lie in different banks.
 const LEFT_STRIDE: u32 = ROW_PACKS + 1u;
-const RIGHT_STRIDE: u32 = RIGHT_PACKS + 1u;
+const RIGHT_STRIDE: u32 = COLUMN_PACKS + 1u;
 const RIGHT_START: u32 = TILE_ROWS * LEFT_STRIDE;
-const STAGE: u32 = RIGHT_START + RIGHT_LINES * RIGHT_STRIDE;
+const STAGE: u32 = RIGHT_START + TERMS * RIGHT_STRIDE;
 // Sums on their way out: SIZE rows of a subgroup's columns, four columns a value.
 const STRIP_STRIDE: u32 = OWN_COLUMNS / 4u + 1u;
 const STRIP: u32 = SIZE * STRIP_STRIDE;
@@ -47,18 +44,13 @@ var<private> right_{i}: vec4<f32>;
 fn find_weights(first_column: u32, thread: u32) {
 #for i in RIGHT_LOADS
     // The last loads of some threads may be too many: they repeat others.
-    let load_{i} = ({i}u * THREADS + thread) % (RIGHT_LINES * RIGHT_PACKS);
-    let line_{i} = load_{i} / RIGHT_PACKS;
-    let pack_{i} = load_{i} % RIGHT_PACKS;
-    let term_{i} = select(line_{i}, pack_{i} * 8u, ALONG);
-    let column_{i} = first_column + select(pack_{i} * 8u, line_{i}, ALONG);
+    let load_{i} = ({i}u * THREADS + thread) % (TERMS * COLUMN_PACKS);
+    let term_{i} = load_{i} / COLUMN_PACKS;
+    let pack_{i} = load_{i} % COLUMN_PACKS;
+    let column_{i} = first_column + pack_{i} * 8u;
     right_term_{i} = select(TERMS, term_{i}, column_{i} < p.epilogue.columns);
-    right_at_{i} = select(
-        (term_{i} * p.epilogue.columns + column_{i}) / 8u,
-        (column_{i} * (p.channels_a + p.channels_b) + term_{i}) / 8u,
-        ALONG,
-    );
-    right_slot_{i} = RIGHT_START + line_{i} * RIGHT_STRIDE + pack_{i};
+    right_at_{i} = (term_{i} * p.epilogue.columns + column_{i}) / 8u;
+    right_slot_{i} = RIGHT_START + term_{i} * RIGHT_STRIDE + pack_{i};
 #end
 }
 
@@ -66,11 +58,7 @@ fn find_weights(first_column: u32, thread: u32) {
 fn fetch(thread: u32) {
     let step = gather(thread);
     let all_channels = p.channels_a + p.channels_b;
-    let first_weight = select(
-        (step.tap * all_channels + step.channel) * (p.epilogue.columns / 8u),
-        (step.tap * p.epilogue.columns * all_channels + step.channel) / 8u,
-        ALONG,
-    );
+    let first_weight = (step.tap * all_channels + step.channel) * (p.epilogue.columns / 8u);
     // Terms and columns that are not there meet zeros, or make sums that are not written.
 #for i in RIGHT_LOADS
     let used_{i} = right_term_{i} < min(TERMS, step.left);
@@ -154,13 +142,8 @@ fn main(
         let left_{k}_{i} = coopLoadT<Left>(&tiles[at_left_{k}_{i}], LEFT_STRIDE);
 #end
 #for j in FRAGMENT_COLUMNS
-#if ALONG
-        let at_right_{k}_{j} = stage + RIGHT_START + (own_column + {j}u * SIZE) * RIGHT_STRIDE + {k}u * (SIZE / 8u);
-        let right_{k}_{j} = coopLoad<Right>(&tiles[at_right_{k}_{j}], RIGHT_STRIDE);
-#else
         let at_right_{k}_{j} = stage + RIGHT_START + {k}u * SIZE * RIGHT_STRIDE + own_column / 8u + {j}u * (SIZE / 8u);
         let right_{k}_{j} = coopLoadT<Right>(&tiles[at_right_{k}_{j}], RIGHT_STRIDE);
-#end
 #for i in FRAGMENT_ROWS
         sums_{i}_{j} = coopMultiplyAdd(left_{k}_{i}, right_{k}_{j}, sums_{i}_{j});
 #end

@@ -288,7 +288,6 @@ fn emulated_convolution(fragments: Fragments, result: ValueType) -> Permutation 
         ("TERMS", "OWN_TERMS"),
         ("coopLoadT<Left>(&tiles[", "left_rows(("),
         ("coopLoadT<Right>(&tiles[", "right_rows(("),
-        ("coopLoad<Right>(&tiles[", "right_columns(("),
         ("], LEFT_STRIDE)", "), LEFT_STRIDE)"),
         ("], RIGHT_STRIDE)", "), RIGHT_STRIDE)"),
         ("], STRIP_STRIDE)", "), STRIP_STRIDE)"),
@@ -441,19 +440,10 @@ fn convolve(
     for (sum, &residual) in expected.iter_mut().zip(&residual) {
         *sum += f64::from(residual);
     }
-    let stored: Vec<f32> = if fragments.along {
-        let at = |tap: usize, column: usize, channel: usize| (tap * all + channel) * columns + column;
-        (0..taps)
-            .flat_map(|tap| (0..columns).flat_map(move |c| (0..all).map(move |i| at(tap, c, i))))
-            .map(|at| weight[at])
-            .collect()
-    } else {
-        weight.clone()
-    };
     let result = if splits == 1 { ValueType::F16 } else { ValueType::F32 };
     let permutation = emulated_convolution(fragments, result);
     let half = |values: &[f32]| upload(context, "values", values, ValueType::F16);
-    let (a, b, weights, residual) = (half(&first)?, half(&second)?, half(&stored)?, half(&residual)?);
+    let (a, b, weights, residual) = (half(&first)?, half(&second)?, half(&weight)?, half(&residual)?);
     let exact = |values: &[f32]| upload(context, "values", values, ValueType::F32);
     let (bias_values, vectors, other) = (exact(&bias)?, exact(&[0.0; 4])?, exact(&[0.0; 4])?);
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;

@@ -1,8 +1,9 @@
 """One step of pre-training (forward, SSIM loss, backward, AdamW, one moving average) on a GPU: this project beside PyTorch.
 
-PyTorch runs eager, channels last, with a fused AdamW; f16 is autocast with a scaled loss, f32 has TF32 off. Its images are on
-the device already; this project uploads them in every step. Each row is printed, and kept in the file of --json, as soon as it
-is known. After --seconds nothing new is begun.
+PyTorch runs eager, channels last, with a fused AdamW; f16 is autocast with a scaled loss, f32 has TF32 off. cuDNN chooses its
+algorithms by its own rules, which each row says: to try them all, forward and backward, takes longer than a borrowed GPU may be
+there for; --cudnn-benchmark with more --case-seconds does it. Its images are on the device already; this project uploads them
+in every step. Each row is printed, and kept in the file of --json, as soon as it is known. After --seconds nothing new is begun.
 
 Exit code: 0 if all was measured, 1 if something was missing.
 """
@@ -49,7 +50,7 @@ class Torch:
             raise Missing("PyTorch finds no CUDA device (for a trial of this script: --torch-device cpu)")
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = arguments.cudnn_benchmark
 
     def name(self):
         version = f"PyTorch {self.torch.__version__}"
@@ -96,8 +97,10 @@ class Torch:
             step()
             self.wait()
             times.append(time.perf_counter() - start)
-        memory = f"memory {torch.cuda.max_memory_allocated() / 1e6:.0f} MB" if self.device == "cuda" else ""
-        return 1e3 * statistics.median(times), memory
+        about = ""
+        if self.device == "cuda":
+            about = f"memory {torch.cuda.max_memory_allocated() / 1e6:.0f} MB, cudnn.benchmark {'on' if a.cudnn_benchmark else 'off'}"
+        return 1e3 * statistics.median(times), about
 
     def free(self):
         gc.collect()
@@ -116,6 +119,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--types", default="f16,f32")
     parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--cudnn-benchmark", action="store_true", help="have cuDNN try every algorithm of every convolution first")
     parser.add_argument("--seconds", type=float, default=300, help="for everything together")
     parser.add_argument("--case-seconds", type=float, default=25, help="at most, for one row")
     parser.add_argument("--json", help="a file to keep the rows in")
@@ -168,6 +172,7 @@ def main():
                     continue
                 times[name], more = result
                 row = {"type": kind, "width": width, "name": name, "ms": times[name], "images_per_second": 1e3 * a.batch / times[name]}
+                row["about"] = more
                 text = f"{what} {times[name]:9.1f} ms  {row['images_per_second']:8.1f} images/s"
                 if len(times) == 2:
                     row["mdm_over_peer"] = times["mdm"] / times["PyTorch"]

@@ -54,11 +54,6 @@ pub trait Parameters {
         calls: &mut Vec<Call>,
     ) -> Result<Binding>;
 
-    /// Whether there is [`Layout::Along`].
-    fn lie_along(&self) -> bool {
-        false
-    }
-
     /// Its values on the host.
     fn values(&self, param: &Param) -> Result<Vec<f32>>;
 }
@@ -78,10 +73,6 @@ impl Parameters for Uploaded<'_> {
         _calls: &mut Vec<Call>,
     ) -> Result<Binding> {
         Ok(Binding::whole(self.known.get(context, param, layout, self.weights)?))
-    }
-
-    fn lie_along(&self) -> bool {
-        true
     }
 
     fn values(&self, param: &Param) -> Result<Vec<f32>> {

@@ -69,9 +69,7 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
         builder.context.cooperative().filter(|unit| builder.value() == ValueType::F16 && packed(unit.pack));
     let (permutation, tiles, splits) = match unit {
         Some(unit) => {
-            let along = builder.parameters.lie_along() && input.kernel == conv.kernel;
-            let allowed = |fragments: &Fragments| along || !fragments.along;
-            let (fragments, splits) = division(unit, rows, columns, &steps, allowed, builder.context.rates());
+            let (fragments, splits) = division(unit, rows, columns, &steps, builder.context.rates());
             let shader =
                 if unit == Cooperative::METAL { Shader::ConvSimdgroup } else { Shader::ConvCooperative };
             let plain = builder.plain(shader);
@@ -93,8 +91,7 @@ pub(super) fn conv(builder: &mut Builder<'_>, conv: &Conv) -> Result<()> {
     // Parts are added up four columns at a time.
     let splits = if packed(4) { splits } else { 1 };
 
-    let along = permutation.shader == Shader::ConvCooperative && permutation.fragments.along;
-    let weight = builder.weight(conv.weight, if along { Layout::Along } else { Layout::Taps })?;
+    let weight = builder.weight(conv.weight, Layout::Taps)?;
     let (epilogue, added) = epilogue(builder, conv)?;
     let mut params = epilogue.clone();
     let part = |index: usize| input.parts.get(index).map_or(0, |(_, channels)| *channels);
@@ -149,7 +146,6 @@ fn division(
     rows: usize,
     columns: usize,
     steps: &dyn Fn(u32) -> usize,
-    allowed: impl Fn(&Fragments) -> bool,
     rates: &Rates,
 ) -> (Fragments, usize) {
     if unit == Cooperative::METAL {
@@ -158,8 +154,7 @@ fn division(
         return (Fragments::METAL, (ENOUGH_WORKGROUPS / tiles).min(steps(unit.terms) / LEAST_STEPS).max(1));
     }
     let mut best = (f64::INFINITY, (Fragments::ALL[0], 1));
-    let all = Fragments::ALL.into_iter().zip(*rates);
-    for (fragments, rate) in all.filter(|(fragments, _)| allowed(fragments)) {
+    for (fragments, rate) in Fragments::ALL.into_iter().zip(*rates) {
         let (tile_rows, tile_columns) = fragments.tile(unit);
         let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
         let subgroups = (fragments.threads(unit) / unit.subgroup) as usize;

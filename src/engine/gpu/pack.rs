@@ -27,24 +27,6 @@ pub(super) fn taps_first(values: &[f32], shape: &[usize]) -> Vec<f32> {
     packed
 }
 
-/// A kernel `[out, in, taps...]` as `[taps][out][in]`. Threads have taps of their own.
-pub(super) fn taps_along(values: &[f32], shape: &[usize]) -> Vec<f32> {
-    let taps = shape[2..].iter().product::<usize>().max(1);
-    let mut packed = vec![0.0; values.len()];
-    let pack = |(tap, plane): (usize, &mut [f32])| {
-        for (to, filter) in plane.iter_mut().zip(values.chunks_exact(taps)) {
-            *to = filter[tap];
-        }
-    };
-    let planes = packed.chunks_exact_mut((values.len() / taps).max(1)).enumerate();
-    if values.len() < FEW {
-        planes.for_each(pack);
-    } else {
-        std::thread::scope(|scope| planes.for_each(|plane| drop(scope.spawn(|| pack(plane)))));
-    }
-    packed
-}
-
 /// A 3x3 kernel in Winograd's domain, `[36][in][out]`.
 pub(super) fn winograd(values: &[f32], shape: &[usize]) -> Vec<f32> {
     const POINTS: usize = transformed_points(4);

@@ -21,8 +21,6 @@ struct Problem {
     words: Vec<u32>,
     /// What is read, by the shaders' numbers.
     inputs: Vec<(u32, Memory)>,
-    /// What the shader on matrix units reads in place of one of them.
-    along: Option<(u32, Memory)>,
     /// Where the result goes, and how many values it has.
     output: u32,
     values: usize,
@@ -164,15 +162,12 @@ fn convolution(context: &Context, own: Permutation, twin: Tile) -> Result<(Probl
         (2, halves(context, rows * channels[1], 2)?),
         (3, halves(context, weights, 3)?),
     ];
-    let along = along_terms(&numbers(weights, 3), terms, columns);
-    let along = (3, upload(context, "self test", &along, ValueType::F16)?);
     let tiles = |(tile_rows, tile_columns): (u32, u32)| {
         rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize)
     };
     let unit = own.cooperative.unwrap_or(Cooperative::VULKAN);
     let counts = (tiles(own.fragments.tile(unit)), tiles((8 * twin.rows, 8 * twin.columns)));
-    let along = own.fragments.along.then_some(along);
-    Ok((Problem { words, inputs, along, output: 8, values: rows * columns }, counts))
+    Ok((Problem { words, inputs, output: 8, values: rows * columns }, counts))
 }
 
 /// Attention of heads as wide as the unit takes them.
@@ -184,7 +179,7 @@ fn attention(context: &Context, unit: Option<Cooperative>) -> Result<(Problem, (
     words.push((1.0 / (width as f32).sqrt()).to_bits());
     let inputs = vec![(1, halves(context, 3 * samples * pixels * heads * width, 4)?)];
     let blocks = samples * heads * pixels.div_ceil(64);
-    let problem = Problem { words, inputs, along: None, output: 2, values: samples * pixels * heads * width };
+    let problem = Problem { words, inputs, output: 2, values: samples * pixels * heads * width };
     Ok((problem, (blocks, width.div_ceil(64) * blocks)))
 }
 
@@ -205,7 +200,7 @@ fn head(context: &Context) -> Result<(Problem, (usize, usize))> {
     ];
     let words = words.into_iter().map(|word| word as u32).collect();
     let count = heads * height.div_ceil(8) * width.div_ceil(16);
-    Ok((Problem { words, inputs, along: None, output: 8, values: heads * rows * classes }, (count, count)))
+    Ok((Problem { words, inputs, output: 8, values: heads * rows * classes }, (count, count)))
 }
 
 fn run(
@@ -228,9 +223,7 @@ fn run(
     let staging = context.buffer("self test", size, Usage::COPY_DST | Usage::MAP_READ)?;
     let workgroups = super::call::word(workgroups)?;
     let dispatch = Dispatch::new(context, permutation, workgroups, 1.0, |number, kind| {
-        let along = problem.along.iter().filter(|_| permutation.cooperative.is_some());
-        let mut known = along.chain(&problem.inputs);
-        let known = known.find(|(own, _)| *own == number).map(|(_, memory)| memory);
+        let known = problem.inputs.iter().find(|(own, _)| *own == number).map(|(_, memory)| memory);
         match (kind, known) {
             (BindingKind::Uniform, _) => Bound::whole(&params),
             _ if number == problem.output => Bound::whole(&output),
@@ -251,15 +244,6 @@ fn run(
     drop(bytes);
     staging.buffer.unmap();
     if values.len() == problem.values { Ok(values) } else { Err(Error::invalid("self test", "is short")) }
-}
-
-/// `[9][terms][columns]` as `[9][columns][terms]`.
-fn along_terms(weights: &[f32], terms: usize, columns: usize) -> Vec<f32> {
-    let tap = |tap: usize| {
-        let at = move |column: usize, term: usize| (tap * terms + term) * columns + column;
-        (0..columns).flat_map(move |column| (0..terms).map(move |term| at(column, term)))
-    };
-    (0..9).flat_map(tap).map(|at| weights[at]).collect()
 }
 
 /// `|a - b| / |b|`.

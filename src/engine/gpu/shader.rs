@@ -97,22 +97,17 @@ pub struct Fragments {
     pub own: (u32, u32),
     /// Terms that are held in workgroup memory at a time.
     pub terms: u32,
-    /// Whether weights lie along the terms, `[taps][columns][channels]`, instead of along the columns.
-    pub along: bool,
 }
 
 impl Fragments {
     /// What Metal's shader has.
-    pub const METAL: Self = Self { subgroups: (2, 4), own: (4, 2), terms: 32, along: false };
+    pub const METAL: Self = Self { subgroups: (2, 4), own: (4, 2), terms: 32 };
     /// Those of `conv_cooperative`.
-    pub const ALL: [Self; 7] = [
-        Self { subgroups: (2, 4), own: (4, 3), terms: 32, along: false },
-        Self { subgroups: (2, 4), own: (4, 2), terms: 16, along: false },
-        Self { subgroups: (2, 2), own: (2, 2), terms: 32, along: false },
-        Self { subgroups: (4, 1), own: (2, 2), terms: 32, along: false },
-        Self { subgroups: (2, 4), own: (4, 3), terms: 16, along: true },
-        Self { subgroups: (2, 4), own: (4, 2), terms: 32, along: true },
-        Self { subgroups: (2, 2), own: (2, 2), terms: 32, along: true },
+    pub const ALL: [Self; 4] = [
+        Self { subgroups: (2, 4), own: (4, 3), terms: 32 },
+        Self { subgroups: (2, 4), own: (4, 2), terms: 16 },
+        Self { subgroups: (2, 2), own: (2, 2), terms: 32 },
+        Self { subgroups: (4, 1), own: (2, 2), terms: 32 },
     ];
 
     /// Rows and columns of a workgroup's tile.
@@ -330,9 +325,8 @@ impl Permutation {
             cooperative.map_or((8 * tile.rows, 8 * tile.columns), |unit| fragments.tile(unit));
         let threads = cooperative.map_or(tile.rows * tile.columns, |unit| fragments.threads(unit));
         let terms = cooperative.map_or(tile.terms, |unit| unit.terms);
-        let along = if fragments.along { " along terms" } else { "" };
         let (name, value, result) = (shader.name(), value.name(), result.name());
-        format!("{name} {value} {result} {rows}x{columns}x{terms} by {threads}{along}")
+        format!("{name} {value} {result} {rows}x{columns}x{terms} by {threads}")
     }
 
     /// The numbers that the shader is told.
@@ -362,7 +356,6 @@ impl Permutation {
             ("FRAGMENT_COLUMNS", own.1),
             ("LEFT_LOADS", rows * terms / pack / threads),
             ("RIGHT_LOADS", (columns * terms / pack).div_ceil(threads)),
-            ("ALONG", u32::from(self.fragments.along)),
         ]
     }
 
@@ -386,10 +379,7 @@ impl Permutation {
         }
         let constants = self.constants();
         for (name, value) in &constants {
-            match *name {
-                "ALONG" => source += &format!("const {name}: bool = {};\n", *value != 0),
-                _ => source += &format!("const {name}: u32 = {value}u;\n"),
-            }
+            source += &format!("const {name}: u32 = {value}u;\n");
         }
         let foreign = match self.shader {
             Shader::Foreign(file) => file.shared,

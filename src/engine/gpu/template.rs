@@ -2,8 +2,7 @@
 //!
 //! `#import NAME` stands for a file in `shaders/shared`. What is between `#for i in COUNT` and its `#end` is repeated with `{i}` as 0,
 //! 1, .. COUNT - 1, where COUNT is a number or one of the shader's constants. Drivers need not unroll loops, and those that do not
-//! keep what a loop's variable indexes in memory instead of registers: so what has to be in registers is written out by name. What is
-//! between `#if NAME` and `#else` is there where the constant is not zero, what is between that and `#end` where it is.
+//! keep what a loop's variable indexes in memory instead of registers: so what has to be in registers is written out by name.
 
 /// Adds what `text` stands for to `source`. A name that is not there is left for the compiler to complain about; the tests compile
 /// everything.
@@ -19,13 +18,6 @@ pub(super) fn expand(text: &str, constants: &[(&str, u32)], shared: &[(&str, &st
             }
             continue;
         }
-        if let Some(name) = line.strip_prefix("#if ") {
-            let body = body(&mut lines);
-            let (yes, no) = body.split_once("#else\n").unwrap_or((&body, ""));
-            let holds = constants.iter().any(|(known, value)| *known == name && *value != 0);
-            expand(if holds { yes } else { no }, constants, shared, source);
-            continue;
-        }
         match line.strip_prefix("#import ").map(str::trim) {
             Some(name) => match shared.iter().find(|(known, _)| *known == name) {
                 Some((_, text)) => expand(text, constants, shared, source),
@@ -37,14 +29,14 @@ pub(super) fn expand(text: &str, constants: &[(&str, u32)], shared: &[(&str, &st
     }
 }
 
-/// The lines up to the `#end` that belongs to the line before them.
+/// The lines up to the `#end` that belongs to the `#for` before them.
 fn body<'a>(lines: &mut impl Iterator<Item = &'a str>) -> String {
     let mut body = String::new();
     let mut depth = 1;
     for line in lines {
         match line {
             "#end" => depth -= 1,
-            _ if line.starts_with("#for ") || line.starts_with("#if ") => depth += 1,
+            _ if line.starts_with("#for ") => depth += 1,
             _ => {}
         }
         if depth == 0 {

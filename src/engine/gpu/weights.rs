@@ -7,7 +7,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::context::{Context, Memory};
-use super::pack::{taps_along, taps_first, winograd};
+use super::pack::{taps_first, winograd};
 use super::shader::ValueType;
 use crate::model::WeightSource;
 use crate::plan::{HEAD_PREFIX, Param};
@@ -23,8 +23,6 @@ pub enum Layout {
     /// A kernel `[out, in, taps...]` as `[taps][in][out]`, in the device's value type, with rows of zeros up to a multiple of
     /// eight.
     Taps,
-    /// A kernel `[out, in, taps...]` as `[taps][out][in]`, in the device's value type.
-    Along,
     /// A 3x3 kernel in Winograd's domain, `[36][in][out]`, f32.
     Winograd,
 }
@@ -58,7 +56,6 @@ impl DeviceWeights {
             Layout::Winograd => {
                 upload(context, &param.name, &winograd(&values, &param.shape), ValueType::F32)?
             }
-            Layout::Along => upload(context, &param.name, &taps_along(&values, &param.shape), context.value)?,
             Layout::Taps => upload(context, &param.name, &taps_first(&values, &param.shape), context.value)?,
         });
         drop(values);

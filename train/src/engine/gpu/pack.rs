@@ -79,8 +79,6 @@ impl Parameters for Packed<'_> {
         let (outputs, inputs) = (param.shape[0], param.shape[1..].iter().product::<usize>());
         let in_value = Permutation::plain(PACK_TAPS, context.value);
         let (permutation, params, [rows, columns], size) = match layout {
-            // Not asked for: `lie_along` says that there is none.
-            Layout::Along => return Err(Error::tensor(name, "is not packed along its inputs")),
             Layout::Exact if !turned => return Ok(own),
             Layout::Plain if !turned && context.value == ValueType::F32 => return Ok(own),
             // Nothing is exchanged where what is there is the transposed of what is wanted.
