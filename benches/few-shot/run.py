@@ -135,7 +135,7 @@ class Bench:
             return numpy.asarray(image, dtype=numpy.float32) / 255
 
         def features(pixels):
-            found = multiscale_basic_features(pixels, channel_axis=-1, sigma_min=0.7, sigma_max=10, num_workers=2)
+            found = multiscale_basic_features(pixels, channel_axis=-1, sigma_min=0.7, sigma_max=10)
             return found.reshape(-1, found.shape[-1])
 
         began, random = time.monotonic(), numpy.random.default_rng(seed)

@@ -110,10 +110,8 @@ pub fn tune(
     let mut warnings = Vec::new();
     for picture in &pictures {
         seen = SeenIntensities::with(seen, &picture.intensities);
-        let warning = |warning: &IntensityWarning| ImageWarning {
-            image: picture.name.clone(),
-            warning: *warning,
-        };
+        let warning =
+            |warning: &IntensityWarning| ImageWarning { image: picture.name.clone(), warning: *warning };
         warnings.extend(picture.intensities.warnings.iter().map(warning));
     }
     let (classes, class_pixels) = classes_of(&pictures, classes)?;
@@ -318,7 +316,6 @@ impl Job<'_> {
         for (name, shape) in metadata.unet.parameters() {
             if !weights.0.contains_key(&name) {
                 weights.insert(&name, &shape, source.tensor(&name)?.data.into_owned());
-                source.release(&name);
             }
         }
         metadata.classes = self.classes.clone();
@@ -362,7 +359,6 @@ impl Network {
         let mut parameters = MapWeights::default();
         for (name, shape) in unet.parameters() {
             parameters.insert(&name, &shape, source.tensor(&name)?.data.into_owned());
-            source.release(&name);
         }
         let learner_options = LearnerOptions {
             microbatch: options.batch,
