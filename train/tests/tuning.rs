@@ -10,11 +10,11 @@ mod support;
 use std::sync::Arc;
 
 use mdm::engine::Precision;
-use mdm::model::{Class, MapWeights, UnetConfig};
-use mdm::segment::{SegmentOptions, Segmenter};
+use mdm::model::{Class, FeatureConfig, MapWeights, UnetConfig};
+use mdm::segment::{FeatureOptions, SegmentOptions, Segmenter};
 use mdm::{CancelToken, Control, Device, Error};
 use mdm_train::engine::learner;
-use mdm_train::fit::LabelledImage;
+use mdm_train::fit::{FitOptions, HeadFitter, LabelledImage};
 use mdm_train::learner::{Learner, LearnerOptions, LearnerState};
 use mdm_train::loss::Loss;
 use mdm_train::metrics::{Scores, UNLABELLED};
@@ -259,6 +259,13 @@ fn mistakes_are_said() {
         (TuneOptions { weight_decay: -1.0, ..quick(1) }, "weight decay"),
         (TuneOptions { clip: Some(0.0), ..quick(1) }, "clip"),
         (
+            TuneOptions {
+                features: Some(FeatureConfig { timesteps: vec![], blocks: vec![1], normalise: false }),
+                ..quick(1)
+            },
+            "timestep",
+        ),
+        (
             TuneOptions { augmentation: Augmentation { scale: 3.0, ..Augmentation::default() }, ..quick(1) },
             "augmentation",
         ),
@@ -278,4 +285,88 @@ fn mistakes_are_said() {
         &Control::none().with_cancel(&token),
     );
     assert!(matches!(result.err(), Some(Error::Cancelled)));
+}
+
+#[test]
+fn a_fitter_tunes_on_all_that_it_was_told() {
+    let pictures = ["a", "b"].map(|name| Picture::new(name, 50, 40));
+    let (model, device) = (backbone(Some(1.0)), Device::cpu(Some(2)).unwrap());
+    let classes = vec![
+        Class { name: "ground".into(), colour: [1, 2, 3] },
+        Class { name: "disc".into(), colour: [250, 2, 3] },
+    ];
+    let features = FeatureOptions {
+        microns_per_pixel: Some(0.8),
+        range: Some(mdm::IntensityRange::Percentile { low: 2.0, high: 98.0 }),
+        ..FeatureOptions::default()
+    };
+    let mut options = TuneOptions {
+        microns_per_pixel: features.microns_per_pixel,
+        range: features.range.clone(),
+        ..quick(3)
+    };
+    let images: Vec<LabelledImage<'_>> = pictures.iter().map(Picture::labelled).collect();
+    let expected =
+        tune(&model, &device, &mut &images[..], classes.clone(), &options, &mut |_| (), &Control::none())
+            .unwrap();
+
+    // What is sampled for heads does not matter, nor what the options say of what the fitter knows.
+    let fitting = FitOptions { max_samples: 100, ensemble: 1, ..FitOptions::default() };
+    let mut fitter = HeadFitter::new(&model, &device, classes, features, fitting).unwrap();
+    for image in &images {
+        fitter.set(image, &Control::none()).unwrap();
+    }
+    fitter.set_image("no labels", &Picture::new("c", 30, 30).view()).unwrap();
+    fitter.fit(&Control::none()).unwrap();
+    let heads = fitter.heads().to_vec();
+    options.microns_per_pixel = Some(7.0);
+    options.range = None;
+    let mut steps = Vec::new();
+    let found = fitter.tune(&options, &mut |now| steps.push((now.step, now.done)), &Control::none()).unwrap();
+    assert_eq!(steps, [(1, 1.0 / 3.0), (2, 2.0 / 3.0), (3, 1.0)]);
+    assert_eq!(found.unlabelled_images, ["no labels"]);
+    assert_eq!((&found.class_pixels, &found.warnings), (&expected.class_pixels, &expected.warnings));
+    assert_eq!(found.model.metadata(), expected.model.metadata());
+    assert_eq!(found.model.fingerprint().unwrap(), expected.model.fingerprint().unwrap());
+    assert!(found.model.heads() == expected.model.heads());
+    assert!(fitter.heads() == heads);
+    assert!(found.model.fingerprint().unwrap() != fitter.model().unwrap().fingerprint().unwrap());
+}
+
+#[test]
+fn a_fitter_says_what_keeps_it_from_tuning() {
+    let picture = Picture::new("a", 50, 40);
+    let (model, device) = (backbone(None), Device::cpu(Some(1)).unwrap());
+    let features = FeatureOptions::default();
+    let mut fitter =
+        HeadFitter::new(&model, &device, Class::numbered(2), features, FitOptions::default()).unwrap();
+    let fails = |fitter: &HeadFitter, options: &TuneOptions, words: &str| {
+        let error = fitter.tune(options, &mut |_| (), &Control::none()).err().unwrap();
+        assert!(matches!(error, Error::Invalid { .. }), "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    };
+    fails(&fitter, &quick(1), "no pixel is labelled");
+    fails(&fitter, &TuneOptions { size: 33, ..quick(1) }, "size");
+    fitter.set(&picture.labelled(), &Control::none()).unwrap();
+    let size = (picture.height, picture.width);
+    fitter.set_labels("a", &[1; 2000], size, &Control::none()).unwrap();
+    fails(&fitter, &quick(1), "only class 1");
+    // A failing call keeps the labels that were there.
+    fitter.set_labels("a", &[2; 2000], size, &Control::none()).unwrap_err();
+    fails(&fitter, &quick(1), "only class 1");
+    fitter.set_labels("a", &picture.labels, size, &Control::none()).unwrap();
+    // Also a cancellation in the last report is heard.
+    let token = CancelToken::new();
+    let control = Control::none().with_cancel(&token);
+    let mut last = |now: mdm_train::tune::TuneProgress| {
+        if now.done == 1.0 {
+            token.cancel();
+        }
+    };
+    assert!(matches!(fitter.tune(&quick(2), &mut last, &control), Err(Error::Cancelled)));
+}
+
+#[test]
+fn crops_are_as_large_as_the_windows_unless_someone_says_otherwise() {
+    assert_eq!(TuneOptions::for_model(&backbone(None)).size, pictures::WINDOW);
 }

@@ -142,10 +142,9 @@ struct ClassReport {
 
 impl TuneArguments {
     fn options(&self, backbone: &Model, job: &Job<'_>) -> TuneOptions {
-        let defaults = TuneOptions::default();
+        let defaults = TuneOptions::for_model(backbone);
         let augmentation = Augmentation::default();
         let multiple = backbone.metadata().unet.deepest_downsampling();
-        let size = self.crop.unwrap_or(backbone.metadata().window);
         let learning_rate = self.learning_rate.unwrap_or(defaults.learning_rate);
         TuneOptions {
             microns_per_pixel: job.mpp,
@@ -157,7 +156,9 @@ impl TuneArguments {
                 _ => defaults.length,
             },
             batch: self.crops.unwrap_or(defaults.batch),
-            size: size.next_multiple_of(multiple),
+            size: self
+                .crop
+                .map_or(defaults.size, |size| size.checked_next_multiple_of(multiple).unwrap_or(size)),
             learning_rate,
             head_learning_rate: 5.0 * learning_rate,
             loss: match self.pixel_loss {

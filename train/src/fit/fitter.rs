@@ -1,5 +1,7 @@
 //! Heads that follow labels while they are drawn.
 
+mod tuning;
+
 use std::collections::{BTreeMap, HashMap};
 
 use mdm::image::ImageView;
@@ -13,7 +15,7 @@ use mdm::{Control, Device, Error, Result};
 use super::collect::{Density, labelled_in};
 use super::ensemble::{FittedHeads, fit_parts, refine_parts};
 use super::kept::{Pixels, Window, bytes};
-use super::labels::{LabelledImage, LabelledImages, scaled};
+use super::labels::{LabelRuns, LabelledImage, LabelledImages, scaled};
 use super::options::{FitOptions, RefineOptions};
 use super::parameters::Shape;
 use super::place::Place;
@@ -70,6 +72,8 @@ struct Image {
     ratio: f64,
     grid: WindowGrid,
     class_pixels: Vec<u64>,
+    /// At the model's scale.
+    labels: LabelRuns,
     /// Windows with labels, by their index in the grid.
     windows: BTreeMap<usize, Window>,
 }
@@ -213,6 +217,7 @@ impl HeadFitter {
             ratio: 1.0 / scale,
             grid,
             class_pixels: vec![0; self.classes.len()],
+            labels: LabelRuns::default(),
             windows: BTreeMap::new(),
         };
         self.images.insert(name.to_owned(), image);
@@ -298,6 +303,7 @@ impl HeadFitter {
             }
         }
         image.windows = changed;
+        image.labels = LabelRuns::new(&scaled);
         image.class_pixels = vec![0; self.classes.len()];
         for &label in scaled.iter().filter(|&&label| label != UNLABELLED) {
             image.class_pixels[usize::from(label)] += 1;

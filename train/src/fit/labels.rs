@@ -104,6 +104,31 @@ pub(crate) fn scaled(labels: &[u8], from: (usize, usize), to: (usize, usize), ra
     scaled
 }
 
+/// A label image as it is kept: strokes are a few runs, whatever the image's size.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LabelRuns(Vec<(u32, u8)>);
+
+impl LabelRuns {
+    /// Those of at most `u32::MAX` labels.
+    pub(crate) fn new(labels: &[u8]) -> Self {
+        let mut end = 0;
+        let runs = labels.chunk_by(|label, next| label == next).map(|run| {
+            end += run.len() as u32;
+            (end, run[0])
+        });
+        Self(runs.collect())
+    }
+
+    /// All labels, a byte each.
+    pub(crate) fn labels(&self) -> Vec<u8> {
+        let mut labels = Vec::with_capacity(self.0.last().map_or(0, |(end, _)| *end as usize));
+        for &(end, label) in &self.0 {
+            labels.resize(end as usize, label);
+        }
+        labels
+    }
+}
+
 /// What a scaled pixel covers along one side.
 struct Span {
     start: usize,
@@ -141,6 +166,16 @@ mod tests {
     fn other_scales_take_the_nearest_pixel() {
         assert_eq!(scaled(&[0, 1, 2, 3, 4, 5], (1, 6), (1, 4), 1.5), [0, 2, 3, 5]);
         assert_eq!(scaled(&[7, 8], (1, 2), (2, 4), 0.5), [7, 7, 8, 8, 7, 7, 8, 8]);
+    }
+
+    #[test]
+    fn runs_have_the_same_labels() {
+        let strokes = [vec![UNLABELLED; 300], vec![1; 20], vec![0], vec![1], vec![UNLABELLED; 78]].concat();
+        for labels in [vec![], vec![3], strokes] {
+            let runs = LabelRuns::new(&labels);
+            assert!(runs.0.len() <= 5);
+            assert_eq!(runs.labels(), labels);
+        }
     }
 
     #[test]

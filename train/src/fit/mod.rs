@@ -7,7 +7,7 @@ mod fitter;
 mod folded;
 #[cfg(feature = "gpu")]
 mod gpu;
-mod kept;
+pub(crate) mod kept;
 mod labels;
 pub(crate) mod matrix;
 mod options;

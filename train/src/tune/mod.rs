@@ -7,8 +7,8 @@
 mod augment;
 mod head;
 mod options;
-mod picture;
-mod run;
+pub(crate) mod picture;
+pub(crate) mod run;
 
 pub use augment::Augmentation;
 pub use options::{Length, PixelLoss, TuneOptions};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mdm::intensity::IntensityRange;
-use mdm::model::FeatureConfig;
+use mdm::model::{FeatureConfig, Model};
 use mdm::{Error, Result};
 
 use super::augment::Augmentation;
@@ -87,6 +87,13 @@ impl Default for TuneOptions {
 }
 
 impl TuneOptions {
+    /// The defaults, with crops as large as the windows of `model`.
+    pub fn for_model(model: &Model) -> Self {
+        let metadata = model.metadata();
+        let size = metadata.window.next_multiple_of(metadata.unet.deepest_downsampling());
+        Self { size, ..Self::default() }
+    }
+
     /// Checks every number; `multiple` is the network's deepest downsampling.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use mdm::intensity::{IntensityRange, IntensityReport};
 use mdm::segment::rescale::{Filter, Resampler, scale_between, scaled_side};
 use mdm::{Error, Result};
 
+use crate::fit::kept::Pixels;
 use crate::fit::{LabelledImage, named};
 use crate::metrics::UNLABELLED;
 
@@ -37,40 +38,60 @@ pub(crate) struct Target<'a> {
     pub(crate) range: &'a IntensityRange,
 }
 
+/// What is known of an image beside its pixels.
+pub(crate) struct Labelled {
+    pub(crate) name: String,
+    /// Rows and columns at the model's scale.
+    pub(crate) size: (usize, usize),
+    /// Pixels of the image per pixel at the model's scale.
+    pub(crate) ratio: f64,
+    /// `[height, width]` at the model's scale.
+    pub(crate) labels: Vec<u8>,
+    /// Micrometres per pixel of the image as it is.
+    pub(crate) microns_per_pixel: Option<f64>,
+    pub(crate) intensities: IntensityReport,
+}
+
 impl Picture {
     /// Brings `image` to what a network sees.
     pub(crate) fn new(image: &LabelledImage<'_>, target: &Target<'_>) -> Result<Self> {
         image.check_size()?;
-        let mut source = image.image;
-        let channels = target.channels;
-        let microns = target.image_microns.or(source.microns_per_pixel());
+        let microns = target.image_microns.or(image.image.microns_per_pixel());
         let (scale, _) = scale_between(microns, target.microns_per_pixel)?;
-        let (values, intensities) =
-            target.range.measure(&mut source, None).map_err(|error| named(&image.name, error))?;
-        let (from, given) = ((source.height(), source.width()), source.channels());
-        check_channels(given, channels)?;
-        let to = (scaled_side(from.0, scale)?, scaled_side(from.1, scale)?);
-        if u32::try_from(to.0 as u64 * to.1 as u64).is_err() {
+        let size = (scaled_side(image.image.height(), scale)?, scaled_side(image.image.width(), scale)?);
+        if u32::try_from(size.0 as u64 * size.1 as u64).is_err() {
             return Err(
-                image.wrong(format!("{} x {} pixels are too many for one labelled image", to.1, to.0))
+                image.wrong(format!("{} x {} pixels are too many for one labelled image", size.1, size.0))
             );
         }
-        let mut resampler = Resampler::new(from, to, 1.0 / scale, channels, Filter::AreaOrBilinear)?;
+        let (pixels, intensities) =
+            Pixels::new(&image.image, target.range).map_err(|error| named(&image.name, error))?;
+        let labelled = Labelled {
+            name: image.name.clone().into_owned(),
+            size,
+            ratio: 1.0 / scale,
+            labels: image.scaled(size.0, size.1, 1.0 / scale),
+            microns_per_pixel: microns,
+            intensities,
+        };
+        Self::of(&mut &pixels, labelled, target.channels)
+    }
+
+    /// The image in `source`, whose values are scaled, with `channels` channels.
+    pub(crate) fn of(source: &mut dyn ImageSource, labelled: Labelled, channels: usize) -> Result<Self> {
+        let Labelled { name, size: to, ratio, labels, microns_per_pixel, intensities } = labelled;
+        let (from, given) = ((source.height(), source.width()), source.channels());
+        check_channels(given, channels)?;
+        let mut resampler = Resampler::new(from, to, ratio, channels, Filter::AreaOrBilinear)?;
         let mut pixels: Vec<f32> = Vec::new();
         let len = to.0 * to.1 * channels;
         pixels
             .try_reserve_exact(len)
-            .map_err(|_| Error::OutOfMemory(format!("{}: {} x {} pixels", image.name, to.1, to.0)))?;
+            .map_err(|_| Error::OutOfMemory(format!("{name}: {} x {} pixels", to.1, to.0)))?;
         let (mut read, mut row) = (vec![0.0; from.1 * given], vec![0.0; from.1 * channels]);
         let mut pulled = vec![0.0; resampler.row_len()];
         for y in 0..from.0 {
-            let row_read = match (&values, source.stored()) {
-                (Some(scale), Some(stored)) => {
-                    stored.read_stored(y..y + 1, &mut read).and_then(|()| scale.apply(&mut read, y, from.1))
-                }
-                _ => source.read_rows(y..y + 1, &mut read),
-            };
-            row_read.map_err(|error| named(&image.name, error))?;
+            source.read_rows(y..y + 1, &mut read).map_err(|error| named(&name, error))?;
             convert_channels(&read, given, &mut row, channels);
             resampler.push(&row)?;
             while pixels.len() < len && resampler.pull(&mut pulled) {
@@ -78,7 +99,6 @@ impl Picture {
             }
         }
         pixels.resize(len, 0.0);
-        let labels = image.scaled(to.0, to.1, 1.0 / scale);
         let mut places: Vec<(u8, Vec<u32>)> = Vec::new();
         for (at, &label) in labels.iter().enumerate().filter(|(_, label)| **label != UNLABELLED) {
             match places.iter_mut().find(|(class, _)| *class == label) {
@@ -89,7 +109,7 @@ impl Picture {
         places.sort_unstable_by_key(|(class, _)| *class);
         let grey = pixels.chunks_exact(channels).all(|pixel| pixel.iter().all(|value| *value == pixel[0]));
         Ok(Self {
-            name: image.name.clone().into_owned(),
+            name,
             height: to.0,
             width: to.1,
             channels,
@@ -97,7 +117,7 @@ impl Picture {
             labels,
             grey,
             places,
-            microns_per_pixel: microns,
+            microns_per_pixel,
             intensities,
         })
     }

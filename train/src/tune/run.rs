@@ -94,11 +94,8 @@ pub fn tune(
     control: &Control<'_>,
 ) -> Result<TuneReport> {
     let metadata = model.metadata();
-    options.validate(metadata.unet.deepest_downsampling())?;
-    let config = options.features.clone().unwrap_or_else(|| metadata.features.clone());
-    let config = FeatureConfig { timesteps: config.timesteps[..1].to_vec(), normalise: false, ..config };
-    config.validate(&metadata.unet, &metadata.corruption)?;
-    let range = options.range.clone().unwrap_or_else(|| metadata.intensity_range.inherited());
+    features_of(model, options)?;
+    let range = range_of(model, options);
     let target = Target {
         image_microns: options.microns_per_pixel,
         microns_per_pixel: metadata.microns_per_pixel,
@@ -106,15 +103,31 @@ pub fn tune(
         range: &range,
     };
     let (pictures, unlabelled_images) = pictures(&target, images, control)?;
+    let tuned = tune_pictures(model, device, &pictures, classes, options, report, control)?;
+    Ok(TuneReport { unlabelled_images, ..tuned })
+}
+
+/// As [`tune`], on labelled images that are at the model's scale and in the range of the options.
+pub(crate) fn tune_pictures(
+    model: &Model,
+    device: &Device,
+    pictures: &[Picture],
+    classes: Vec<Class>,
+    options: &TuneOptions,
+    report: &mut dyn FnMut(TuneProgress),
+    control: &Control<'_>,
+) -> Result<TuneReport> {
+    let config = features_of(model, options)?;
+    let range = range_of(model, options);
     let mut seen = None;
     let mut warnings = Vec::new();
-    for picture in &pictures {
+    for picture in pictures {
         seen = SeenIntensities::with(seen, &picture.intensities);
         let warning =
             |warning: &IntensityWarning| ImageWarning { image: picture.name.clone(), warning: *warning };
         warnings.extend(picture.intensities.warnings.iter().map(warning));
     }
-    let (classes, class_pixels) = classes_of(&pictures, classes)?;
+    let (classes, class_pixels) = classes_of(pictures, classes)?;
     let threads = match device.info().kind {
         DeviceKind::Cpu => device.info().threads,
         _ => std::thread::available_parallelism().map_or(1, usize::from),
@@ -156,9 +169,24 @@ pub fn tune(
         seconds: began.elapsed().as_secs_f64(),
         held_out,
         class_pixels,
-        unlabelled_images,
+        unlabelled_images: Vec::new(),
         warnings,
     })
+}
+
+/// The options are in their ranges; which activations are the features.
+pub(crate) fn features_of(model: &Model, options: &TuneOptions) -> Result<FeatureConfig> {
+    let metadata = model.metadata();
+    options.validate(metadata.unet.deepest_downsampling())?;
+    let config = options.features.clone().unwrap_or_else(|| metadata.features.clone());
+    let first = config.timesteps.iter().copied().take(1).collect();
+    let config = FeatureConfig { timesteps: first, normalise: false, ..config };
+    config.validate(&metadata.unet, &metadata.corruption)?;
+    Ok(config)
+}
+
+fn range_of(model: &Model, options: &TuneOptions) -> IntensityRange {
+    options.range.clone().unwrap_or_else(|| model.metadata().intensity_range.inherited())
 }
 
 fn pictures(
@@ -287,6 +315,8 @@ impl Job<'_> {
             progress.accuracy += weight * (accuracy - progress.accuracy);
             report(progress);
         }
+        // The last report may have asked to stop.
+        control.check()?;
         let microns = pictures[0].microns_per_pixel;
         let agree = pictures.iter().all(|picture| picture.microns_per_pixel == microns);
         Ok((self.finish(network, &head, microns.filter(|_| agree))?, progress))
