@@ -340,20 +340,20 @@ fn a_fitter_says_what_keeps_it_from_tuning() {
     let features = FeatureOptions::default();
     let mut fitter =
         HeadFitter::new(&model, &device, Class::numbered(2), features, FitOptions::default()).unwrap();
-    let fails = |fitter: &HeadFitter, options: &TuneOptions, words: &str| {
+    let fails = |fitter: &mut HeadFitter, options: &TuneOptions, words: &str| {
         let error = fitter.tune(options, &mut |_| (), &Control::none()).err().unwrap();
         assert!(matches!(error, Error::Invalid { .. }), "{error}");
         assert!(error.to_string().contains(words), "{error}");
     };
-    fails(&fitter, &quick(1), "no pixel is labelled");
-    fails(&fitter, &TuneOptions { size: 33, ..quick(1) }, "size");
+    fails(&mut fitter, &quick(1), "no pixel is labelled");
+    fails(&mut fitter, &TuneOptions { size: 33, ..quick(1) }, "size");
     fitter.set(&picture.labelled(), &Control::none()).unwrap();
     let size = (picture.height, picture.width);
     fitter.set_labels("a", &[1; 2000], size, &Control::none()).unwrap();
-    fails(&fitter, &quick(1), "only class 1");
+    fails(&mut fitter, &quick(1), "only class 1");
     // A failing call keeps the labels that were there.
     fitter.set_labels("a", &[2; 2000], size, &Control::none()).unwrap_err();
-    fails(&fitter, &quick(1), "only class 1");
+    fails(&mut fitter, &quick(1), "only class 1");
     fitter.set_labels("a", &picture.labels, size, &Control::none()).unwrap();
     // Also a cancellation in the last report is heard.
     let token = CancelToken::new();

@@ -63,6 +63,10 @@ pub(crate) struct TuneArguments {
     #[arg(long, value_name = "AMOUNT", requires = "tune")]
     jitter_intensity: Option<f64>,
 
+    /// How much the amounts of the stains in colour images are changed at most, as a part of each; 0 for not at all [default: 0.3]
+    #[arg(long, value_name = "AMOUNT", requires = "tune")]
+    jitter_stain: Option<f64>,
+
     /// Turn crops by quarter turns only, where images have a direction
     #[arg(long, requires = "tune")]
     quarter_turns: bool,
@@ -172,6 +176,7 @@ impl TuneArguments {
                 rotate: augmentation.rotate && !self.quarter_turns,
                 scale: self.jitter_scale.unwrap_or(augmentation.scale),
                 intensity: self.jitter_intensity.unwrap_or(augmentation.intensity),
+                stain: self.jitter_stain.unwrap_or(augmentation.stain),
                 ..augmentation
             },
             seed: job.seed,

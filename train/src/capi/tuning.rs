@@ -45,6 +45,8 @@ pub struct mdm_tune_options {
     pub scale: f64,
     /// Brightness and contrast are changed by up to this part of the intensity range, in (0, 1]; 0 for 0.3, -1 for not at all.
     pub intensity: f64,
+    /// The amounts of the stains that colours are made up of are changed by up to this part of each, in (0, 1]; 0 for 0.3, -1 for not at all.
+    pub stain: f64,
     /// Largest standard deviation of noise that is added, as a part of half the intensity range, in (0, 1]; 0 or -1 for none.
     pub noise: f64,
     /// Crops a step; 0 for 8.
@@ -153,6 +155,7 @@ fn tune_options_of(options: &mdm_tune_options, defaults: TuneOptions) -> Result<
             rotate: varied.rotate && !switch(options.quarter_turns, "quarter_turns")?,
             scale: amplitude(options.scale, varied.scale),
             intensity: amplitude(options.intensity, varied.intensity),
+            stain: amplitude(options.stain, varied.stain),
             noise: amplitude(options.noise, varied.noise),
         },
         seed: options.seed,

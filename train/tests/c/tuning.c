@@ -59,6 +59,7 @@ static void wrong_options(void) {
     WRONG(scale, 1.5, "scale");
     WRONG(scale, -0.5, "scale");
     WRONG(intensity, no_number, "intensity");
+    WRONG(stain, 1.5, "stain");
     WRONG(noise, 2, "noise");
     double lengths[] = {-1, no_number, strtod("inf", NULL), 1e300};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
@@ -181,7 +182,7 @@ static void held_out(void) {
         options.held_out = 1;
         options.quarter_turns = 1;
         options.unmirrored = 1;
-        options.scale = options.intensity = options.noise = -1;
+        options.scale = options.intensity = options.stain = options.noise = -1;
         options.loss = MDM_TUNE_LOSS_BOUNDARY_WEIGHTED;
         options.steps = timed ? 0 : 2;
         options.seconds = timed ? 0.3 : 0;

@@ -18,7 +18,7 @@ impl HeadFitter {
     /// # Errors
     /// Those of [`tune`](crate::tune::tune).
     pub fn tune(
-        &self,
+        &mut self,
         options: &TuneOptions,
         report: &mut dyn FnMut(TuneProgress),
         control: &Control<'_>,
