@@ -108,10 +108,8 @@ pub fn tune(
     let mut warnings = Vec::new();
     for picture in &pictures {
         seen = SeenIntensities::with(seen, &picture.intensities);
-        let warning = |warning: &IntensityWarning| ImageWarning {
-            image: picture.name.clone(),
-            warning: *warning,
-        };
+        let warning =
+            |warning: &IntensityWarning| ImageWarning { image: picture.name.clone(), warning: *warning };
         warnings.extend(picture.intensities.warnings.iter().map(warning));
     }
     let (classes, class_pixels) = classes_of(&pictures, classes)?;
