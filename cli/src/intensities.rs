@@ -1,4 +1,4 @@
-//! Warnings about images' values, one a kind however many images there are.
+//! Warnings about images' values, one a kind and suggested range however many images there are.
 
 use mdm::intensity::IntensityWarning;
 use serde::Serialize;
@@ -37,19 +37,20 @@ impl IntensityWarnings {
             IntensityWarning::Outside { .. } => "outside",
             _ => "no contrast",
         };
-        match self.0.iter_mut().find(|known| known.kind == kind) {
+        let suggestion = warning.suggestion().map(|range| range.to_string());
+        match self.0.iter_mut().find(|known| known.kind == kind && known.suggestion == suggestion) {
             Some(known) => known.images += 1,
             None => self.0.push(ImagesWarned {
                 kind,
                 images: 1,
                 first: image.to_owned(),
                 message: warning.to_string(),
-                suggestion: warning.suggestion().map(|range| range.to_string()),
+                suggestion,
             }),
         }
     }
 
-    /// Says a line a kind. Images were looked at for a model that was fitted with other ones, if that is so.
+    /// Says a line a kind and suggestion. Images were looked at for a model that was fitted with other ones, if that is so.
     pub(crate) fn say(&self, for_a_fitted_model: bool) {
         for ImagesWarned { kind, images, first, message, suggestion } in &self.0 {
             let which =

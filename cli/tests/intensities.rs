@@ -99,13 +99,16 @@ fn a_model_of_8_bits_segments_12_bits() {
     assert!(want.contains(&0) && want.contains(&1));
     assert!(agreement(&labels(folder.path(), "declared.png"), &want) > 0.99);
 
+    std::fs::copy(folder.path().join("offset.tif"), folder.path().join("again.tif")).expect("a copy");
     let words = [
-        "2 images, such as offset.tif: ",
+        "2 images, such as again.tif: ",
         "looks like 12 bits with an offset of 32768",
         "--range 32768,36863",
+        "twelve.tif: values reach",
+        "--range 0,4095",
     ];
-    let run = segment(folder.path(), &["offset.tif", "twelve.tif"], &[]).expect(0, &words);
-    assert_eq!(run.err.matches("warning").count(), 1, "{}", run.err);
+    let run = segment(folder.path(), &["again.tif", "offset.tif", "twelve.tif"], &[]).expect(0, &words);
+    assert_eq!(run.err.matches("warning").count(), 2, "{}", run.err);
     let warned = &run.json()["intensity_warnings"][0];
     assert_eq!((&warned["kind"], &warned["images"]), (&"narrow".into(), &2.into()));
     assert_eq!(warned["suggestion"], "32768,36863");

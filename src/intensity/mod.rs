@@ -339,7 +339,7 @@ impl IntensityScale {
             let (value, row, column) = (values[index], first + pixel / width.max(1), pixel % width.max(1));
             let why = if value.is_finite() {
                 format!(
-                    "is outside {}..={}, the range of its type: say what range its values have",
+                    "is outside {}..={}, the range of its type: say what range its values have (--range)",
                     self.full.low, self.full.high
                 )
             } else {
