@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tiff::decoder::ifd::Value;
 use tiff::decoder::{Decoder, Limits};
 use tiff::tags::Tag;
-use tiff::{Directory, TiffError};
+use tiff::{Directory, TiffError, TiffUnsupportedError};
 
 use super::compression::Compression;
 use crate::error::{FileError, Result, broken_off, damaged, failed, unsupported};
@@ -264,11 +264,7 @@ impl Tiff {
         let formats = self.numbers(index, Tag::SampleFormat)?;
         if bits.windows(2).any(|pair| pair[0] != pair[1]) || formats.windows(2).any(|pair| pair[0] != pair[1])
         {
-            return Err(unsupported(
-                &self.path,
-                "a mixture of channels of different types",
-                "save it with the same type in all channels",
-            ));
+            return Err(mixture(&self.path));
         }
         let bits = bits.first().copied().unwrap_or(1);
         // Undefined data are taken for what they mostly are.
@@ -332,6 +328,21 @@ fn append(value: &Value, numbers: &mut Vec<f64>) -> Option<()> {
 fn unreadable(path: &Path, error: &TiffError) -> FileError {
     match error {
         TiffError::IoError(error) => broken_off(path, error),
+        TiffError::UnsupportedError(TiffUnsupportedError::UnknownInterpretation) => {
+            unsupported(path, "colours of an unknown kind", "save it as grey or RGB")
+        }
+        TiffError::UnsupportedError(
+            TiffUnsupportedError::InconsistentBitsPerSample(_)
+            | TiffUnsupportedError::UnsupportedSampleFormat(_),
+        ) => mixture(path),
         error => damaged(path, error),
     }
+}
+
+fn mixture(path: &Path) -> FileError {
+    unsupported(
+        path,
+        "a mixture of channels of different types",
+        "save it with the same type in all channels",
+    )
 }
