@@ -414,8 +414,8 @@ fn damaged_files_are_refused_with_path_and_remedy() {
             "promises",
         ),
         ("zip", b"PK\x03\x04 and more than eight bytes".to_vec(), "mdm import"),
-        ("newer", metadata(r#"\"version\":1"#, r#"\"version\":2"#), "newer libmdm"),
-        ("no version", metadata(r#"\"version\":1"#, r#"\"version\":0"#), "metadata version"),
+        ("newer", metadata(r#"\"version\":2"#, r#"\"version\":3"#), "newer libmdm"),
+        ("no version", metadata(r#"\"version\":2"#, r#"\"version\":0"#), "metadata version"),
         ("window", metadata(r#"\"window\":32"#, r#"\"window\":8193"#), "window"),
         ("overlap of 1", metadata(r#"\"overlap\":0.2"#, r#"\"overlap\":1.0"#), "overlap"),
         ("blocks", metadata(r#"\"blocks\":[0,1]"#, r#"\"blocks\":[1,0]"#), "blocks"),
@@ -498,6 +498,7 @@ fn older_metadata_is_read_with_defaults_and_unknown_fields_are_ignored() {
         "num_res_blocks": 2, "attention_ds": [8,16,32], "num_head_channels": 64, "use_scale_shift_norm": true, "resblock_updown": true}}"#;
     let metadata = Metadata::from_json(json).unwrap();
     let mut expected = Metadata::new(UnetConfig::mdm_paper());
+    expected.version = 1;
     expected.features = FeatureConfig { timesteps: vec![50, 150], blocks: vec![8, 9], normalise: false };
     assert_eq!(metadata, expected);
     assert_eq!(metadata.features.channels(&metadata.unet), 2 * 768);
