@@ -56,12 +56,22 @@ inline constexpr mdm_schedule linear = MDM_SCHEDULE_LINEAR;
 inline constexpr mdm_schedule cosine = MDM_SCHEDULE_COSINE;
 } // namespace schedule
 
+/** Values of mdm_tune_loss. */
+namespace tune_loss {
+inline constexpr mdm_tune_loss standard = MDM_TUNE_LOSS_DEFAULT;
+inline constexpr mdm_tune_loss cross_entropy = MDM_TUNE_LOSS_CROSS_ENTROPY;
+inline constexpr mdm_tune_loss cross_entropy_and_dice = MDM_TUNE_LOSS_CROSS_ENTROPY_AND_DICE;
+inline constexpr mdm_tune_loss boundary_weighted = MDM_TUNE_LOSS_BOUNDARY_WEIGHTED;
+} // namespace tune_loss
+
 /** The label of a pixel of which nobody said what it is. */
 inline constexpr std::uint8_t unlabelled = MDM_UNLABELLED;
 
 using label_report = detail::sized<mdm_label_report>;
 using fit_report = detail::sized<mdm_fit_report>;
 using fitter_info = detail::sized<mdm_fitter_info>;
+using tune_options = detail::sized<mdm_tune_options>;
+using tune_report = detail::sized<mdm_tune_report>;
 using trainer_options = detail::sized<mdm_trainer_options>;
 using step_report = detail::sized<mdm_step_report>;
 using trainer_info = detail::sized<mdm_trainer_info>;
@@ -189,6 +199,16 @@ public:
     template <class Progress = detail::nothing> fit_report refine(control<Progress> watched, error &failure) {
         return run(mdm_fitter_refine, watched, failure);
     }
+    /** Tunes a copy of the backbone, with a head of its own, on all labels; how that went is put into `told`. `watched` may be {}. */
+    template <class Progress = detail::nothing>
+    mdm::model tune(const mdm_tune_options &options, tune_report &told, control<Progress> watched, error &failure) {
+        mdm_model *made = nullptr;
+        detail::caught thrown;
+        watched.run(thrown, failure, [&](const mdm_run *run, mdm_error **place) {
+            return mdm_fitter_tune(get(), &options, run, &told, &made, place);
+        });
+        return mdm::model(made);
+    }
     /** A model of the backbone and the last heads. */
     mdm::model model(error &failure) const noexcept {
         return detail::make<mdm::model, mdm_model>(failure, [&](mdm_model **made, mdm_error **place) {
@@ -228,6 +248,14 @@ public:
     }
     template <class Progress = detail::nothing> fit_report refine(control<Progress> watched = {}) {
         return detail::checked([&](error &failure) { return refine(std::move(watched), failure); });
+    }
+    template <class Progress = detail::nothing>
+    mdm::model tune(const mdm_tune_options &options, tune_report &told, control<Progress> watched = {}) {
+        return detail::checked([&](error &failure) { return tune(options, told, std::move(watched), failure); });
+    }
+    mdm::model tune(const mdm_tune_options &options = tune_options()) {
+        tune_report told;
+        return tune(options, told);
     }
     mdm::model model() const {
         return detail::checked([&](error &failure) { return model(failure); });

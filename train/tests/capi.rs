@@ -82,6 +82,21 @@ fn heads_are_fitted_under_valgrind() {
 }
 
 #[test]
+fn networks_are_tuned_as_the_header_says() {
+    plainly("tuning", &[]);
+}
+
+#[test]
+fn networks_are_tuned_under_sanitizers() {
+    sanitized("tuning", &[]);
+}
+
+#[test]
+fn networks_are_tuned_under_valgrind() {
+    watched("tuning", &[]);
+}
+
+#[test]
 fn backbones_are_trained_as_the_header_says() {
     plainly("trainer", &[]);
 }

@@ -21,7 +21,10 @@ fn named(name: &'static str, sources: &'static [&'static str]) -> Header {
 }
 
 fn mdm_train() -> Header {
-    named("mdm_train.h", &["versions", "models", "labels", "fitters", "training_images", "trainers"])
+    named(
+        "mdm_train.h",
+        &["versions", "models", "labels", "fitters", "tuning", "training_images", "trainers"],
+    )
 }
 
 #[test]

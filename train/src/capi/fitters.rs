@@ -20,6 +20,7 @@ use super::arguments::{classes_of, or_default, real_or_default, switch};
 use super::labels::mdm_labels;
 use super::runs::watched;
 use crate::fit::{FitOptions, FittedHeads, HeadFitter, LabelReport, RefineOptions};
+use crate::tune::TuneOptions;
 
 /// Fits heads on labels that come and go, as they do in an application where a person draws them.
 ///
@@ -169,13 +170,15 @@ unsafe impl Versioned for mdm_fitter_info {
     const LEAST: usize = size_of::<usize>();
 }
 
-struct OpenFitter {
+pub(super) struct OpenFitter {
     fitter: Mutex<HeadFitter>,
     refine: RefineOptions,
+    /// What networks are tuned with unless someone says otherwise.
+    pub(super) tuning: TuneOptions,
     /// What the options say of the pixels' size.
     microns: Option<f64>,
     /// Raised when the object is freed, so that a run ends.
-    freed: CancelToken,
+    pub(super) freed: CancelToken,
 }
 
 impl Object for OpenFitter {
@@ -184,7 +187,7 @@ impl Object for OpenFitter {
 }
 
 impl OpenFitter {
-    fn exclusive(&self) -> Result<MutexGuard<'_, HeadFitter>, Failure> {
+    pub(super) fn exclusive(&self) -> Result<MutexGuard<'_, HeadFitter>, Failure> {
         exclusive(&self.fitter, "fitter")
     }
 }
@@ -261,7 +264,9 @@ pub unsafe extern "C" fn mdm_fitter_new(
                 0 => {}
                 bytes => made.set_feature_memory(usize::try_from(bytes).unwrap_or(usize::MAX)),
             }
-            let made = OpenFitter { fitter: Mutex::new(made), refine, microns, freed: CancelToken::new() };
+            let tuning = TuneOptions::for_model(&model.model);
+            let freed = CancelToken::new();
+            let made = OpenFitter { fitter: Mutex::new(made), refine, tuning, microns, freed };
             deliver(fitter, handles::insert(made));
             Ok(())
         })

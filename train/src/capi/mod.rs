@@ -15,4 +15,5 @@ pub mod models;
 mod runs;
 pub mod trainers;
 pub mod training_images;
+pub mod tuning;
 pub mod versions;

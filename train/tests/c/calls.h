@@ -131,6 +131,29 @@ static mdm_fitter_options random_fitter_options(void) {
     return options;
 }
 
+/* Mostly a step of small crops. */
+static mdm_tune_options random_tune_options(void) {
+    static const uint32_t sizes[] = {64, 33, 8196};
+    mdm_tune_options options = MDM_TUNE_OPTIONS_INIT;
+    options.struct_size = below(8) ? sizeof options : size_of(sizeof options);
+    options.seed = draw(4);
+    options.steps = 1 + below(2);
+    options.seconds = below(16) ? 0 : below(2) ? 0.01 : -1;
+    if (options.seconds > 0 && below(4)) options.steps = 0;
+    options.learning_rate = mostly_real(0.001);
+    options.scale = mostly_real(below(2) ? 0 : -1);
+    options.intensity = mostly_real(below(2) ? 0 : -1);
+    options.noise = mostly_real(below(2) ? 0 : 0.1);
+    options.batch = below(16) ? 1 + below(2) : 65537;
+    options.size = below(10) ? 32 : sizes[below(3)];
+    options.loss = below(16) ? below(4) : draw(4);
+    options.balance = below(16) ? below(2) : draw(4);
+    options.held_out = below(16) ? below(2) : draw(4);
+    options.quarter_turns = below(16) ? below(2) : draw(4);
+    options.unmirrored = below(16) ? below(2) : draw(4);
+    return options;
+}
+
 static mdm_labels random_labels(void) {
     static uint16_t wide[LARGEST * LARGEST];
     mdm_labels said = MDM_LABELS_INIT;
@@ -184,7 +207,7 @@ static void call_training(const char *path) {
     mdm_status status = MDM_OK;
     const char *name = below(20) ? image_names[below(10) ? below(2) : below(4)] : NULL;
     revive(path);
-    switch (below(16)) {
+    switch (below(17)) {
         case 0: case 1: {
             mdm_fitter_options options = random_fitter_options();
             mdm_feature_options features = MDM_FEATURE_OPTIONS_INIT;
@@ -266,6 +289,18 @@ static void call_training(const char *path) {
             break;
         }
         case 14: if (below(3) == 0) free_any_training(handle()); break;
+        case 15: {
+            mdm_tune_options options = random_tune_options();
+            mdm_run run = random_training_run();
+            mdm_tune_report report = MDM_TUNE_REPORT_INIT;
+            report.struct_size = below(8) ? sizeof report : size_of(sizeof report);
+            mdm_model *model = NULL;
+            /* Without a number of steps there are too many to wait for. */
+            if (options.struct_size < offsetof(mdm_tune_options, learning_rate)) break;
+            status = mdm_fitter_tune(mostly(last.fitter), &options, below(3) ? &run : NULL, below(4) ? &report : NULL, below(20) ? &model : NULL, where);
+            made = model;
+            break;
+        }
         default: {
             mdm_fitter_info fitter = MDM_FITTER_INFO_INIT;
             mdm_trainer_info trainer = MDM_TRAINER_INFO_INIT;

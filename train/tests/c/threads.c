@@ -10,7 +10,7 @@ static unsigned char pixels[PIXELS], labels[PIXELS];
 typedef struct {
     mdm_fitter *fitter;
     mdm_cancel *cancel;
-    mdm_status label_status, fit_status;
+    mdm_status label_status, fit_status, tune_status;
 } job;
 
 static int32_t go_on(void *user_data, const mdm_progress *progress) {
@@ -27,6 +27,13 @@ static void *run_job(void *data) {
     mdm_labels said = labels_of(labels);
     work->label_status = mdm_fitter_set_labels(work->fitter, "a", &said, &run, NULL, NULL);
     work->fit_status = mdm_fitter_fit(work->fitter, &run, NULL, NULL);
+    mdm_tune_options options = MDM_TUNE_OPTIONS_INIT;
+    options.steps = 3;
+    options.batch = 1;
+    mdm_model *tuned = NULL;
+    work->tune_status = mdm_fitter_tune(work->fitter, &options, &run, NULL, &tuned, NULL);
+    CHECK((work->tune_status == MDM_OK) == (tuned != NULL));
+    mdm_model_free(tuned);
     return NULL;
 }
 
@@ -56,24 +63,24 @@ int main(int count, char **arguments) {
         OK(mdm_fitter_set_image(work.fitter, "a", &image, &error));
         OK(mdm_cancel_new(&work.cancel, &error));
         CHECK(pthread_create(&thread, NULL, run_job, &work) == 0);
-        wait_microseconds(random32(&state) % 60000);
+        wait_microseconds(random32(&state) % 120000);
         if (round % 2) mdm_fitter_free(work.fitter);
         else OK(mdm_cancel_raise(work.cancel, &error));
         CHECK(pthread_join(thread, NULL) == 0);
-        mdm_status statuses[2] = {work.label_status, work.fit_status};
-        for (int i = 0; i < 2; i++) {
+        mdm_status statuses[3] = {work.label_status, work.fit_status, work.tune_status};
+        for (int i = 0; i < 3; i++) {
             mdm_status status = statuses[i];
             stopped += status == MDM_ERROR_CANCELLED;
             /* Where labels did not get there, there is nothing to fit; a fitter that was freed is none. */
             CHECK(status == MDM_OK || status == MDM_ERROR_CANCELLED ||
-                  (round % 2 ? status == MDM_ERROR_INVALID_HANDLE : i == 1 && status == MDM_ERROR_INVALID_ARGUMENT));
+                  (round % 2 ? status == MDM_ERROR_INVALID_HANDLE : i > 0 && status == MDM_ERROR_INVALID_ARGUMENT));
         }
         if (round % 2 == 0) {
             /* What was cancelled still works. */
             mdm_cancel *cancel = work.cancel;
             work.cancel = NULL;
             run_job(&work);
-            CHECK(work.label_status == MDM_OK && work.fit_status == MDM_OK);
+            CHECK(work.label_status == MDM_OK && work.fit_status == MDM_OK && work.tune_status == MDM_OK);
             mdm_fitter_free(work.fitter);
             work.cancel = cancel;
         }

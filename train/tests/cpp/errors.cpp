@@ -33,6 +33,14 @@ static void fits(const mdm::model &backbone, const mdm::device &device, const st
     OK(mdm::save(fitted, folder + "/errors.safetensors", mdm::part::heads, mdm::stored::as_is, error));
     FAILS(mdm::status::io, "nowhere",
           mdm::save(fitted, folder + "/nowhere/at/all", mdm::part::heads, mdm::stored::as_is, error));
+    mdm::tune_options tuning;
+    mdm::tune_report went;
+    tuning.steps = 1;
+    tuning.batch = 1;
+    OK(CHECK(fitter.tune(tuning, went, {}, error).info(error).heads == 1 && went.steps == 1));
+    FAILS(mdm::status::cancelled, "cancelled", CHECK(!fitter.tune(tuning, went, mdm::control(stop_late), error)));
+    tuning.loss = 4;
+    FAILS(mdm::status::invalid_argument, "loss", CHECK(!fitter.tune(tuning, went, {}, error)));
     OK(fitter.set_classes(mdm::fitter_options().set_classes(3), error));
     FAILS(mdm::status::invalid_argument, "classes", fitter.set_classes(mdm::fitter_options(), error));
     OK(fitter.remove("a", error));

@@ -19,6 +19,7 @@ void versions() {
     mdm::check_train_abi();
     CHECK(mdm::train_abi_version() >= MDM_TRAIN_ABI_VERSION);
     CHECK(mdm::stored::f32 != mdm::stored::bf16 && mdm::loss::as_corruption == 0 && mdm::corruption::mask == 0);
+    CHECK(mdm::tune_loss::standard == 0 && mdm::tune_loss::cross_entropy != mdm::tune_loss::boundary_weighted);
     CHECK(mdm::schedule::constant == 0 && mdm::status::diverged == MDM_TRAIN_ERROR_DIVERGED);
 }
 
@@ -71,6 +72,22 @@ void fits(const mdm::model &backbone, const mdm::device &device, const std::stri
     fails(mdm::status::invalid_argument, "parts", [&] { mdm::save(backbone, path, mdm::part::heads); });
     mdm::save(backbone, path, mdm::part::backbone, mdm::stored::f16);
     CHECK(mdm::model::open(path).info().heads == 0);
+
+    // A network of its own; the fitter's heads stay.
+    mdm::tune_options tuning;
+    tuning.steps = 3;
+    tuning.batch = 1;
+    tuning.loss = mdm::tune_loss::cross_entropy_and_dice;
+    mdm::tune_report went;
+    last = 0;
+    const mdm::model tuned = fitter.tune(tuning, went, mdm::control(watch));
+    CHECK(went.steps == 3 && went.loss > 0 && went.held_out_images == 0 && last == 1);
+    CHECK(tuned.info().heads == 1 && fitter.tune(tuning).info().classes == 2 && fitter.info().heads == 2);
+    mdm::segmenter::make(tuned, device).run(image, mdm::result_view(found));
+    tuning.size = 33;
+    fails(mdm::status::invalid_argument, "size", [&] { fitter.tune(tuning); });
+    tuning.size = 0;
+    throws(6, [&] { fitter.tune(tuning, went, mdm::control([](const mdm::progress &) { throw own_exception{6}; })); });
 
     fitter.set_classes(mdm::fitter_options().set_classes(3));
     CHECK(fitter.info().classes == 3 && fitter.info().heads == 0);
