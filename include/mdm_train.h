@@ -20,6 +20,8 @@
 #define MDM_LABEL_REPORT_INIT {sizeof(mdm_label_report), 0, 0, 0, 0}
 #define MDM_FIT_REPORT_INIT {sizeof(mdm_fit_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_FITTER_INFO_INIT {sizeof(mdm_fitter_info), 0, 0, 0, 0, 0}
+#define MDM_TUNE_OPTIONS_INIT {sizeof(mdm_tune_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_TUNE_REPORT_INIT {sizeof(mdm_tune_report), 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_TRAINING_IMAGES_INIT {sizeof(mdm_training_images), NULL, 0, NULL, NULL, NULL, 0, 0, 0}
 #define MDM_TRAINER_OPTIONS_INIT {sizeof(mdm_trainer_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_STEP_REPORT_INIT {sizeof(mdm_step_report), 0, 0, 0, 0, 0, 0, 0, 0}
@@ -305,6 +307,126 @@ typedef struct {
      */
     int32_t reserved;
 } mdm_fit_report;
+
+/**
+ * What tuning minimises over labelled pixels.
+ */
+typedef uint32_t mdm_tune_loss;
+
+/**
+ * How a network is tuned. Zero is every member's default.
+ */
+typedef struct {
+    /**
+     * sizeof(mdm_tune_options)
+     */
+    size_t struct_size;
+    /**
+     * Everything random follows from it.
+     */
+    uint64_t seed;
+    /**
+     * Steps; 0 for 1,000, or for as many as the time allows where seconds is set.
+     */
+    uint64_t steps;
+    /**
+     * Tunes for so long instead of a number of steps, which must be 0; 0 for a number of steps. How many steps there is time for depends on
+     * the machine, and so does the result.
+     */
+    double seconds;
+    /**
+     * AdamW's largest learning rate for the backbone, in (0, 0.2]; 0 for 0.0002. That of the head is five times as large.
+     */
+    double learning_rate;
+    /**
+     * Crops are magnified or reduced by up to exp of this, in (0, 1]; 0 for 0.25, -1 for not at all.
+     */
+    double scale;
+    /**
+     * Brightness and contrast are changed by up to this part of the intensity range, in (0, 1]; 0 for 0.3, -1 for not at all.
+     */
+    double intensity;
+    /**
+     * Largest standard deviation of noise that is added, as a part of half the intensity range, in (0, 1]; 0 or -1 for none.
+     */
+    double noise;
+    /**
+     * Crops a step; 0 for 8.
+     */
+    uint32_t batch;
+    /**
+     * Side of the crops in pixels at the model's scale, a multiple of the network's deepest downsampling up to 8192; 0 for that of the
+     * backbone's windows. The windows of the resulting model are twice as large.
+     */
+    uint32_t size;
+    /**
+     * What is minimised: one of the MDM_TUNE_LOSS constants.
+     */
+    mdm_tune_loss loss;
+    /**
+     * 1 to weigh each class by the inverse of its frequency.
+     */
+    uint32_t balance;
+    /**
+     * 1 to tune another network first without every fourth labelled image, and to score it on these, which takes as long again. Nothing is
+     * held out of less than four images.
+     */
+    uint32_t held_out;
+    /**
+     * 1 to turn crops by quarter turns only.
+     */
+    uint32_t quarter_turns;
+    /**
+     * 1 to leave out mirror images.
+     */
+    uint32_t unmirrored;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} mdm_tune_options;
+
+/**
+ * How tuning went.
+ */
+typedef struct {
+    /**
+     * sizeof(mdm_tune_report)
+     */
+    size_t struct_size;
+    /**
+     * Steps.
+     */
+    uint64_t steps;
+    /**
+     * Images that were held out; 0 where they were not asked for, or are too few.
+     */
+    uint64_t held_out_images;
+    /**
+     * Wall-clock time, without the trial that left them out.
+     */
+    double seconds;
+    /**
+     * Mean loss of about the last fifty steps.
+     */
+    double loss;
+    /**
+     * Part of the labelled pixels of about the last fifty steps whose class was right.
+     */
+    double accuracy;
+    /**
+     * Dice of all classes but 0 on the images that were held out, of the network that was tuned without them; 0 where there are none.
+     */
+    double held_out_dice;
+    /**
+     * As held_out_dice: mean intersection over union of the classes that occur.
+     */
+    double held_out_mean_iou;
+    /**
+     * As held_out_dice: Dice of objects, which are connected pixels of all classes but 0.
+     */
+    double held_out_object_dice;
+} mdm_tune_report;
 
 /**
  * Reads an image for a trainer, on a thread of the library.
@@ -610,6 +732,26 @@ typedef struct {
 #define MDM_STORED_BF16 3
 
 /**
+ * Cross entropy and soft Dice.
+ */
+#define MDM_TUNE_LOSS_DEFAULT 0
+
+/**
+ * Mean cross entropy.
+ */
+#define MDM_TUNE_LOSS_CROSS_ENTROPY 1
+
+/**
+ * Mean cross entropy, and 1 - soft Dice, the mean over a crop's classes.
+ */
+#define MDM_TUNE_LOSS_CROSS_ENTROPY_AND_DICE 2
+
+/**
+ * Mean cross entropy in which pixels within two of another class count three times.
+ */
+#define MDM_TUNE_LOSS_BOUNDARY_WEIGHTED 3
+
+/**
  * The loss is not a number any more. Go on from the last checkpoint with a lower learning rate, a longer warm-up or clipped gradients.
  * mdm_status_name, which knows the codes of mdm.h, calls it "unknown"; the error's message says which step, and why.
  */
@@ -882,6 +1024,37 @@ mdm_status mdm_fitter_model(const mdm_fitter *fitter,
  * wait for it. Any thread may call this, also a callback of the run.
  */
 void mdm_fitter_free(mdm_fitter *fitter);
+
+/**
+ * Sets an options struct of `struct_size` bytes to its defaults; MDM_TUNE_OPTIONS_INIT does the same. Ignores NULL.
+ */
+void mdm_tune_options_init(mdm_tune_options *options,
+                           size_t struct_size);
+
+/**
+ * Tunes a copy of the backbone together with a head of its own on all labels that a fitter holds, which takes minutes instead of
+ * seconds and is more accurate than heads alone. The fitter stays as it is, with its backbone, its labels and its heads.
+ *
+ * Classes, features (at their first timestep), scale and intensity range are the fitter's. Progress is in steps, or in milliseconds where
+ * seconds is set; those of the trial that leaves images out count too. Callbacks run on the calling thread.
+ *
+ * @param fitter  not in use by another thread; it may be freed meanwhile, which cancels the run
+ * @param options how the network is tuned; NULL for the defaults
+ * @param run     how to watch and stop it; NULL for neither
+ * @param report  filled in where not NULL; its struct_size must be set
+ * @param model   receives the model, which has weights of its own: to segment with, or to save with its backbone. Free it with
+ *                mdm_model_free
+ * @param error   receives an error object on failure; may be NULL
+ * @return MDM_OK, MDM_ERROR_INVALID_HANDLE, MDM_ERROR_INVALID_ARGUMENT (also where fewer than two classes are labelled, and where the
+ *         learning rate is too large for the loss to stay a number), MDM_ERROR_ABI, MDM_ERROR_BUSY, MDM_ERROR_CANCELLED,
+ *         MDM_ERROR_OUT_OF_MEMORY, MDM_ERROR_TENSOR, MDM_ERROR_DEVICE, MDM_ERROR_DEVICE_LOST or MDM_ERROR_INTERNAL
+ */
+mdm_status mdm_fitter_tune(mdm_fitter *fitter,
+                           const mdm_tune_options *options,
+                           const mdm_run *run,
+                           mdm_tune_report *report,
+                           mdm_model **model,
+                           mdm_error **error);
 
 /**
  * Sets images of `struct_size` bytes to zeros and their size; MDM_TRAINING_IMAGES_INIT does the same. Ignores NULL.

@@ -231,8 +231,9 @@ pub unsafe extern "C" fn mdm_fitter_tune(
             if !report.is_null() {
                 structs::check(report)?;
             }
-            let fitter = &mut *object.exclusive()?;
-            let tuned = watched(run, &object.freed, |control| {
+            let mut fitter = object.exclusive()?;
+            let fitter = &mut *fitter;
+            let tuned = watched(run, &object.freed, move |control| {
                 let mut whole = Whole { length: options.length, trial: false };
                 fitter.tune(&options, &mut |now| whole.report(now, control), control)
             })?;
