@@ -2,8 +2,6 @@
 
 mod colours;
 mod png;
-#[cfg(test)]
-mod properties;
 mod stored;
 #[cfg(test)]
 mod tests;

@@ -2,12 +2,11 @@
 
 use std::io::Cursor;
 
-use ::png::{BitDepth, ColorType};
-use ::tiff::encoder::{TiffEncoder, colortype};
-use ::tiff::tags::Tag;
+use mdm_images::{Numbers, read_label_numbers, read_labels};
+use png::{BitDepth, ColorType};
 use proptest::prelude::*;
-
-use super::*;
+use tiff::encoder::{TiffEncoder, TiffValue, colortype};
+use tiff::tags::Tag;
 
 /// The ways in which a test stores labels.
 const KINDS: usize = 9;
@@ -26,25 +25,25 @@ fn stored(kind: usize, width: usize, labels: &[u8]) -> Vec<u8> {
     };
     let wide: Vec<u8> = labels.iter().flat_map(|label| [0, *label]).collect();
     match kind {
-        0 => png(width, ColorType::Grayscale, BitDepth::Eight, labels),
-        1 => png(width, ColorType::Grayscale, BitDepth::Sixteen, &wide),
-        2 => png(width, ColorType::GrayscaleAlpha, BitDepth::Eight, &grey(2, true)),
-        3 => png(width, ColorType::Rgb, BitDepth::Eight, &grey(3, false)),
-        4 => png(width, ColorType::Rgba, BitDepth::Eight, &grey(4, true)),
-        5 => png(width, ColorType::Indexed, BitDepth::Eight, labels),
-        6 => tiff::<colortype::Gray8>(width, labels, None),
+        0 => png_of(width, ColorType::Grayscale, BitDepth::Eight, labels),
+        1 => png_of(width, ColorType::Grayscale, BitDepth::Sixteen, &wide),
+        2 => png_of(width, ColorType::GrayscaleAlpha, BitDepth::Eight, &grey(2, true)),
+        3 => png_of(width, ColorType::Rgb, BitDepth::Eight, &grey(3, false)),
+        4 => png_of(width, ColorType::Rgba, BitDepth::Eight, &grey(4, true)),
+        5 => png_of(width, ColorType::Indexed, BitDepth::Eight, labels),
+        6 => tiff_of::<colortype::Gray8>(width, labels, None),
         7 => {
             let wide: Vec<u16> = labels.iter().map(|label| u16::from(*label)).collect();
-            tiff::<colortype::Gray16>(width, &wide, None)
+            tiff_of::<colortype::Gray16>(width, &wide, None)
         }
-        _ => tiff::<colortype::Gray8>(width, labels, Some(3)),
+        _ => tiff_of::<colortype::Gray8>(width, labels, Some(3)),
     }
 }
 
-fn png(width: usize, color: ColorType, depth: BitDepth, samples: &[u8]) -> Vec<u8> {
+fn png_of(width: usize, color: ColorType, depth: BitDepth, samples: &[u8]) -> Vec<u8> {
     let row = width * color.samples() * (depth as usize / 8);
     let mut file = Vec::new();
-    let mut encoder = ::png::Encoder::new(&mut file, width as u32, (samples.len() / row) as u32);
+    let mut encoder = png::Encoder::new(&mut file, width as u32, (samples.len() / row) as u32);
     encoder.set_color(color);
     encoder.set_depth(depth);
     if color == ColorType::Indexed {
@@ -55,9 +54,13 @@ fn png(width: usize, color: ColorType, depth: BitDepth, samples: &[u8]) -> Vec<u
     file
 }
 
-fn tiff<C: colortype::ColorType>(width: usize, samples: &[C::Inner], interpretation: Option<u16>) -> Vec<u8>
+fn tiff_of<C: colortype::ColorType>(
+    width: usize,
+    samples: &[C::Inner],
+    interpretation: Option<u16>,
+) -> Vec<u8>
 where
-    [C::Inner]: ::tiff::encoder::TiffValue,
+    [C::Inner]: TiffValue,
 {
     let mut file = Cursor::new(Vec::new());
     let mut encoder = TiffEncoder::new(&mut file).unwrap();
