@@ -28,9 +28,11 @@ const LEFT_STRIDE: u32 = ROW_PACKS + 1u;
 const RIGHT_STRIDE: u32 = COLUMN_PACKS + 1u;
 const RIGHT_START: u32 = TILE_ROWS * LEFT_STRIDE;
 const STAGE: u32 = RIGHT_START + TERMS * RIGHT_STRIDE;
-// Sums on their way out: SIZE rows of a subgroup's columns, four columns a value.
-const STRIP_STRIDE: u32 = OWN_COLUMNS / 4u + 1u;
+// Sums on their way out: SIZE rows of STRIP_FRAGMENTS matrices of a subgroup, of which STRIPS lie side by side; four columns a value.
+const STRIP_COLUMNS: u32 = SIZE * STRIP_FRAGMENTS;
+const STRIP_STRIDE: u32 = STRIP_COLUMNS / 4u + 1u;
 const STRIP: u32 = SIZE * STRIP_STRIDE;
+const_assert SUBGROUP_ROWS * SUBGROUP_COLUMNS * STRIP <= 2u * STAGE;
 var<workgroup> tiles: array<vec4<f32>, 2u * STAGE>;
 
 // For each load of weights its term, and where it lies from the step's first weight on.
@@ -79,9 +81,9 @@ fn store(stage: u32, thread: u32) {
 // Writes a subgroup's strip of sums, whose first belongs to (`first_row`, `first_column`).
 fn write(strip: u32, lane: u32, part: u32, first_row: u32, first_column: u32) {
     let columns = p.epilogue.columns;
-    for (var i = lane; i < SIZE * (OWN_COLUMNS / 4u); i += SUBGROUP) {
-        let own_row = i / (OWN_COLUMNS / 4u);
-        let own_column = i % (OWN_COLUMNS / 4u);
+    for (var i = lane; i < SIZE * (STRIP_COLUMNS / 4u); i += SUBGROUP) {
+        let own_row = i / (STRIP_COLUMNS / 4u);
+        let own_column = i % (STRIP_COLUMNS / 4u);
         let row = first_row + own_row;
         let column = first_column + own_column * 4u;
         if row < p.rows && column < columns {
@@ -122,8 +124,10 @@ fn main(
     find_rows(first_row, first_step, thread);
     find_weights(first_column, thread);
 #for i in FRAGMENT_ROWS
-#for j in FRAGMENT_COLUMNS
-    var sums_{i}_{j} = Sums();
+#for s in STRIPS
+#for j in STRIP_FRAGMENTS
+    var sums_{i}_{s}_{j} = Sums();
+#end
 #end
 #end
     let own_row = subgroup / SUBGROUP_COLUMNS * OWN_ROWS;
@@ -141,11 +145,14 @@ fn main(
         let at_left_{k}_{i} = stage + (own_row + {i}u * SIZE) * LEFT_STRIDE + {k}u * (SIZE / 8u);
         let left_{k}_{i} = coopLoadT<Left>(&tiles[at_left_{k}_{i}], LEFT_STRIDE);
 #end
-#for j in FRAGMENT_COLUMNS
-        let at_right_{k}_{j} = stage + RIGHT_START + {k}u * SIZE * RIGHT_STRIDE + own_column / 8u + {j}u * (SIZE / 8u);
-        let right_{k}_{j} = coopLoadT<Right>(&tiles[at_right_{k}_{j}], RIGHT_STRIDE);
+#for s in STRIPS
+#for j in STRIP_FRAGMENTS
+        let column_{k}_{s}_{j} = own_column + {s}u * STRIP_COLUMNS + {j}u * SIZE;
+        let at_right_{k}_{s}_{j} = stage + RIGHT_START + {k}u * SIZE * RIGHT_STRIDE + column_{k}_{s}_{j} / 8u;
+        let right_{k}_{s}_{j} = coopLoadT<Right>(&tiles[at_right_{k}_{s}_{j}], RIGHT_STRIDE);
 #for i in FRAGMENT_ROWS
-        sums_{i}_{j} = coopMultiplyAdd(left_{k}_{i}, right_{k}_{j}, sums_{i}_{j});
+        sums_{i}_{s}_{j} = coopMultiplyAdd(left_{k}_{i}, right_{k}_{s}_{j}, sums_{i}_{s}_{j});
+#end
 #end
 #end
 #end
@@ -156,12 +163,14 @@ fn main(
 
     let strip = subgroup * STRIP;
 #for i in FRAGMENT_ROWS
-#for j in FRAGMENT_COLUMNS
-    let to_{i}_{j} = strip + {j}u * (SIZE / 4u);
-    coopStoreT(sums_{i}_{j}, &tiles[to_{i}_{j}], STRIP_STRIDE);
+#for s in STRIPS
+#for j in STRIP_FRAGMENTS
+    let to_{i}_{s}_{j} = strip + {j}u * (SIZE / 4u);
+    coopStoreT(sums_{i}_{s}_{j}, &tiles[to_{i}_{s}_{j}], STRIP_STRIDE);
 #end
     workgroupBarrier();
-    write(strip, lane, part, first_row + own_row + {i}u * SIZE, first_column + own_column);
+    write(strip, lane, part, first_row + own_row + {i}u * SIZE, first_column + own_column + {s}u * STRIP_COLUMNS);
     workgroupBarrier();
+#end
 #end
 }

@@ -525,11 +525,14 @@ pub(crate) fn every_permutation_keeps_the_limits(permutations: &[Permutation]) {
         // Large tiles and matrix units are used where the adapter has as much as this.
         let without = if permutation.tile == Tile::SMALL { 16_384 } else { 32_768 };
         let workgroup_limit = permutation.cooperative.map_or(without, |unit| unit.storage);
+        // So are workgroups of more threads.
+        let threads_limit =
+            permutation.cooperative.map_or(256, |unit| permutation.fragments.threads(unit).max(256));
         let limits = [
             ("storage buffers", buffers, 8),
             ("bytes of workgroup memory", workgroup, workgroup_limit),
             ("bytes of immediates", immediates, 8),
-            ("threads", entry.workgroup_size.iter().product(), 256),
+            ("threads", entry.workgroup_size.iter().product(), threads_limit),
             ("threads in z", entry.workgroup_size[2], 64),
         ];
         let exceeded = limits.iter().filter(|(_, used, limit)| used > limit);

@@ -10,8 +10,9 @@ use crate::{Error, Result};
 /// Steps through the terms below which dividing them does not pay.
 const LEAST_STEPS: usize = 16;
 
-/// Subgroups that a large device works on at once.
+/// Subgroups that a large device works on at once, and those of a workgroup beyond which more of them share the same units.
 const SUBGROUPS: usize = 1056;
+const SUBGROUPS_TOGETHER: usize = 8;
 
 /// What a tile's start and end cost, in steps.
 const STEPS_AROUND: usize = 6;
@@ -157,7 +158,7 @@ fn division(
     for (fragments, rate) in Fragments::ALL.into_iter().zip(*rates) {
         let (tile_rows, tile_columns) = fragments.tile(unit);
         let tiles = rows.div_ceil(tile_rows as usize) * columns.div_ceil(tile_columns as usize);
-        let subgroups = (fragments.threads(unit) / unit.subgroup) as usize;
+        let subgroups = ((fragments.threads(unit) / unit.subgroup) as usize).min(SUBGROUPS_TOGETHER);
         let at_once = SUBGROUPS / subgroups;
         let steps = steps(fragments.terms);
         let step = f64::from(tile_rows * tile_columns * fragments.terms) / 32.0 / subgroups as f64 / rate;
@@ -268,4 +269,29 @@ pub fn input(builder: &mut Builder<'_>, source: &Source) -> Result<Input> {
         super::normalise::normalise(builder, source, (height, width), (coefficients, silu), &copy)?;
     }
     Ok(Input { parts: vec![(copy, channels)], height, width, upsampled, kernel: 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::calibrate::UNMEASURED;
+    use super::*;
+
+    #[test]
+    fn sixteen_subgroups_are_chosen_where_they_were_measured_to_be_faster() {
+        let unit = Cooperative::VULKAN;
+        let sixteen = Fragments::ALL.iter().position(|own| own.threads(unit) == 512);
+        let sixteen = sixteen.map(|at| (at, Fragments::ALL[at]));
+        let Some((at, sixteen)) = sixteen else { panic!("there are none") };
+        let chosen = |side: usize, channels: usize, rate| {
+            let mut rates = UNMEASURED;
+            rates[at] = rate;
+            let steps = |terms: u32| 9 * channels.div_ceil(terms as usize);
+            division(unit, side * side, channels, &steps, &rates).0
+        };
+        for (side, channels) in [(8, 768), (16, 768), (64, 384), (256, 192), (512, 96), (1024, 32)] {
+            assert_ne!(chosen(side, channels, UNMEASURED[at]), sixteen, "{side} {channels}");
+            assert_ne!(chosen(side, channels, 0.9), sixteen, "{side} {channels}");
+        }
+        assert_eq!(chosen(256, 192, 1.1), sixteen);
+    }
 }

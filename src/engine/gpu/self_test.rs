@@ -43,7 +43,7 @@ static FOUND: Mutex<BTreeMap<String, Found>> = Mutex::new(BTreeMap::new());
 pub(super) fn examine(context: &Context, unit: Cooperative, driver: &str) -> Found {
     let mut hash = blake3::Hasher::new();
     hash.update(driver.as_bytes());
-    for (own, _) in pairs(unit) {
+    for (own, _) in pairs(unit, &context.limits) {
         hash.update(own.source().as_bytes());
     }
     let tested = hash.finalize().to_hex().to_string();
@@ -92,8 +92,8 @@ fn try_out(context: &Context, unit: Cooperative) -> Result<(Found, bool)> {
     Ok(rates.map_or((Found::Right(UNMEASURED), false), |rates| (Found::Right(rates), true)))
 }
 
-/// Shaders on matrix units, each with one that does the same without.
-fn pairs(unit: Cooperative) -> Vec<(Permutation, Permutation)> {
+/// Shaders on matrix units that a device with these limits can run, each with one that does the same without.
+fn pairs(unit: Cooperative, limits: &wgpu::Limits) -> Vec<(Permutation, Permutation)> {
     let plain = |shader| Permutation::plain(shader, ValueType::F16);
     let (shader, all): (_, &[Fragments]) = if unit == Cooperative::METAL {
         (Shader::ConvSimdgroup, &[Fragments::METAL])
@@ -101,7 +101,7 @@ fn pairs(unit: Cooperative) -> Vec<(Permutation, Permutation)> {
         (Shader::ConvCooperative, &Fragments::ALL)
     };
     let mut pairs = Vec::new();
-    for &fragments in all {
+    for &fragments in all.iter().filter(|fragments| fragments.fits(unit, limits)) {
         for result in ValueType::ALL {
             let own = Permutation { result, cooperative: Some(unit), fragments, ..plain(shader) };
             let twin = Permutation { result, ..plain(Shader::ConvPacked) };
@@ -125,7 +125,7 @@ fn pairs(unit: Cooperative) -> Vec<(Permutation, Permutation)> {
 /// # Errors
 /// Those of the device; also that of a shader which does not compile.
 fn wrong(context: &Context, unit: Cooperative) -> Result<Option<String>> {
-    let pairs = pairs(unit);
+    let pairs = pairs(unit, &context.limits);
     let all: Vec<Permutation> = pairs.iter().flat_map(|&(own, twin)| [own, twin]).collect();
     context.pipelines.compile(&context.device, &all)?;
     for (own, twin) in pairs {

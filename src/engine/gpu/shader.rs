@@ -103,11 +103,12 @@ impl Fragments {
     /// What Metal's shader has.
     pub const METAL: Self = Self { subgroups: (2, 4), own: (4, 2), terms: 32 };
     /// Those of `conv_cooperative`.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self { subgroups: (2, 4), own: (4, 3), terms: 32 },
         Self { subgroups: (2, 4), own: (4, 2), terms: 16 },
         Self { subgroups: (2, 2), own: (2, 2), terms: 32 },
         Self { subgroups: (4, 1), own: (2, 2), terms: 32 },
+        Self { subgroups: (4, 4), own: (2, 3), terms: 32 },
     ];
 
     /// Rows and columns of a workgroup's tile.
@@ -118,6 +119,24 @@ impl Fragments {
     /// Threads of a workgroup.
     pub fn threads(self, unit: Cooperative) -> u32 {
         unit.subgroup * self.subgroups.0 * self.subgroups.1
+    }
+
+    /// Whether a device with these limits has as many threads in a workgroup.
+    pub fn fits(self, unit: Cooperative, limits: &wgpu::Limits) -> bool {
+        let most = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
+        self.threads(unit) <= most
+    }
+
+    /// Matrices side by side whose sums a subgroup of `conv_cooperative` writes at a time: as many as there is room for, for all
+    /// subgroups, where the tiles of factors were. A divisor of its own.
+    fn strip(self, unit: Cooperative) -> u32 {
+        let (rows, columns) = self.tile(unit);
+        // Lines of factors are a load longer than what they hold, lines of sums four columns.
+        let stage = rows * (self.terms / unit.pack + 1) + self.terms * (columns / unit.pack + 1);
+        let strip = |matrices: u32| unit.size * (matrices * unit.size / 4 + 1);
+        let fits = |matrices: &u32| self.subgroups.0 * self.subgroups.1 * strip(*matrices) <= 2 * stage;
+        let divides = |matrices: &u32| self.own.1.is_multiple_of(*matrices);
+        (1..=self.own.1).rev().filter(divides).find(fits).unwrap_or(1)
     }
 }
 
@@ -344,6 +363,7 @@ impl Permutation {
         let Fragments { subgroups, own, .. } = self.fragments;
         let ((rows, columns), threads) = (self.fragments.tile(unit), self.fragments.threads(unit));
         let Cooperative { size, pack, subgroup, terms, .. } = unit;
+        let strip = self.fragments.strip(unit);
         vec![
             ("PACK", pack),
             ("SIZE", size),
@@ -354,6 +374,8 @@ impl Permutation {
             ("SUBGROUP_COLUMNS", subgroups.1),
             ("FRAGMENT_ROWS", own.0),
             ("FRAGMENT_COLUMNS", own.1),
+            ("STRIPS", own.1 / strip),
+            ("STRIP_FRAGMENTS", strip),
             ("LEFT_LOADS", rows * terms / pack / threads),
             ("RIGHT_LOADS", (columns * terms / pack).div_ceil(threads)),
         ]
