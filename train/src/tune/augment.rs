@@ -243,9 +243,9 @@ mod tests {
     fn the_stains_of_a_colour_mix_to_it_again() {
         let unmix = unmixing();
         for (row, mixed) in unmix.iter().enumerate() {
-            for column in 0..3 {
-                let sum: f64 = (0..3).map(|stain| mixed[stain] * STAINS[stain][column]).sum();
-                assert!((sum - f64::from(u8::from(row == column))).abs() < 1e-12);
+            for (column, wanted) in [0, 1, 2].map(|column| (column, u8::from(row == column))) {
+                let sum: f64 = mixed.iter().zip(&STAINS).map(|(share, stain)| share * stain[column]).sum();
+                assert!((sum - f64::from(wanted)).abs() < 1e-12);
             }
         }
         let picture = picture(3);

@@ -354,7 +354,7 @@ impl Job<'_> {
         metadata.window = (WINDOW_CROPS * self.options.size).min(Metadata::LARGEST_WINDOW);
         metadata.border = Border::Mirror;
         metadata.intensity_range = self.range.clone();
-        metadata.intensities_seen = self.seen.clone();
+        metadata.intensities_seen = self.seen;
         metadata.backbone_fingerprint = None;
         metadata.microns_per_pixel = metadata.microns_per_pixel.or(microns_per_pixel);
         Model::from_parts(metadata, Arc::new(weights), vec![head.head()])
