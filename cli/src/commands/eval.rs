@@ -255,7 +255,7 @@ impl Survey {
             }
             let only_masked =
                 here[0] && here[usize::from(UNLABELLED)] && here.iter().filter(|seen| **seen).count() == 2;
-            if only_masked && labels.transparent == 0 && ignore.0 != None {
+            if only_masked && labels.transparent == 0 && ignore.0.is_some() {
                 survey.masks.push(file.to_owned());
             }
             for (present, here) in survey.present.iter_mut().zip(here) {
