@@ -311,7 +311,7 @@ fn a_fitter_tunes_on_all_that_it_was_told() {
             .unwrap();
 
     // What is sampled for heads does not matter, nor what the options say of what the fitter knows.
-    let fitting = FitOptions { max_samples: 100, ensemble: 1, ..FitOptions::default() };
+    let fitting = FitOptions { few: 50, fraction: 0.1, ensemble: 1, ..FitOptions::default() };
     let mut fitter = HeadFitter::new(&model, &device, classes, features, fitting).unwrap();
     for image in &images {
         fitter.set(image, &Control::none()).unwrap();
