@@ -1,5 +1,7 @@
 //! Properties of label files whatever they hold, and of files that are damaged.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::Cursor;
 
 use mdm_images::{Numbers, read_label_numbers, read_labels};
