@@ -20,7 +20,7 @@
 #define MDM_LABEL_REPORT_INIT {sizeof(mdm_label_report), 0, 0, 0, 0}
 #define MDM_FIT_REPORT_INIT {sizeof(mdm_fit_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_FITTER_INFO_INIT {sizeof(mdm_fitter_info), 0, 0, 0, 0, 0}
-#define MDM_TUNE_OPTIONS_INIT {sizeof(mdm_tune_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define MDM_TUNE_OPTIONS_INIT {sizeof(mdm_tune_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_TUNE_REPORT_INIT {sizeof(mdm_tune_report), 0, 0, 0, 0, 0, 0, 0, 0}
 #define MDM_TRAINING_IMAGES_INIT {sizeof(mdm_training_images), NULL, 0, NULL, NULL, NULL, 0, 0, 0}
 #define MDM_TRAINER_OPTIONS_INIT {sizeof(mdm_trainer_options), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
@@ -346,6 +346,10 @@ typedef struct {
      * Brightness and contrast are changed by up to this part of the intensity range, in (0, 1]; 0 for 0.3, -1 for not at all.
      */
     double intensity;
+    /**
+     * The amounts of the stains that colours are made up of are changed by up to this part of each, in (0, 1]; 0 for 0.3, -1 for not at all.
+     */
+    double stain;
     /**
      * Largest standard deviation of noise that is added, as a part of half the intensity range, in (0, 1]; 0 or -1 for none.
      */

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mdm::Error;
 use mdm::model::{
     BackboneOptions, BatchNorm, Class, CorruptionKind, FeatureConfig, Head, Linear, MapWeights, Metadata,
     Model, Precision, Preset, Save, StoredType, UnetConfig,
 };
+use mdm::{Error, IntensityRange};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use support::{uniform, weight};
@@ -499,6 +499,8 @@ fn older_metadata_is_read_with_defaults_and_unknown_fields_are_ignored() {
     let metadata = Metadata::from_json(json).unwrap();
     let mut expected = Metadata::new(UnetConfig::mdm_paper());
     expected.version = 1;
+    // Before there were others.
+    expected.intensity_range = IntensityRange::Type;
     expected.features = FeatureConfig { timesteps: vec![50, 150], blocks: vec![8, 9], normalise: false };
     assert_eq!(metadata, expected);
     assert_eq!(metadata.features.channels(&metadata.unet), 2 * 768);
