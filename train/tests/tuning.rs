@@ -188,7 +188,8 @@ fn a_network_learns_from_few_labels_with_every_loss() {
 fn gpus_tune_as_well() {
     let pictures = ["a", "b"].map(|name| Picture::new(name, 50, 40));
     for (device, _) in devices().into_iter().skip(1) {
-        let report = tuned(&pictures, &device, &TuneOptions { batch: 2, ..quick(25) }).unwrap();
+        let options = TuneOptions { batch: 2, loss: PixelLoss::CrossEntropy, ..quick(25) };
+        let report = tuned(&pictures, &device, &options).unwrap();
         let (accuracy, name) = (report.last.accuracy, &device.info().name);
         assert!(report.last.loss < 0.5 && accuracy > 0.75, "{name}: {:?}", report.last);
         assert!(dice(&report, &pictures[0]) > 0.7, "{name}");
