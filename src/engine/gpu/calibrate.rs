@@ -33,13 +33,24 @@ const RUNS: usize = 3;
 /// Runs before the first of these.
 const WARM_UP: usize = 8;
 
-/// Measures all fragments.
+/// Measures those of all fragments that are `right`.
 ///
 /// # Errors
 /// Those of the device, also that it has no memory for it.
-pub(super) fn rates(context: &Context, unit: Cooperative) -> Result<Rates> {
-    let seconds = seconds(context, unit)?;
+pub(super) fn rates(context: &Context, unit: Cooperative, right: &[Fragments]) -> Result<Rates> {
+    let seconds = seconds(context, unit, right)?;
     Ok(seconds.map(|own| seconds[0] / own))
+}
+
+/// [`UNMEASURED`] where only these fragments are `right`.
+pub(super) fn unmeasured(right: &[Fragments]) -> Rates {
+    let mut rates = UNMEASURED;
+    for (rate, fragments) in rates.iter_mut().zip(Fragments::ALL) {
+        if !right.contains(&fragments) {
+            *rate = 0.0;
+        }
+    }
+    rates
 }
 
 fn permutation(unit: Cooperative, fragments: Fragments) -> Permutation {
@@ -47,8 +58,8 @@ fn permutation(unit: Cooperative, fragments: Fragments) -> Permutation {
     Permutation { cooperative: Some(unit), fragments, ..plain }.with_own_terms()
 }
 
-/// Seconds that the convolution takes with each of the fragments; infinite for those that the device cannot run.
-fn seconds(context: &Context, unit: Cooperative) -> Result<[f64; Fragments::ALL.len()]> {
+/// Seconds that the convolution takes with each of the fragments; infinite for those that the device cannot run, or not rightly.
+fn seconds(context: &Context, unit: Cooperative, right: &[Fragments]) -> Result<[f64; Fragments::ALL.len()]> {
     use wgpu::BufferUsages as Usage;
     let rows = SAMPLES * SIDE * SIDE;
     let values = |count, seed| upload(context, "calibration", &numbers(count, seed), ValueType::F16);
@@ -69,7 +80,8 @@ fn seconds(context: &Context, unit: Cooperative) -> Result<[f64; Fragments::ALL.
     let mut seconds = [f64::INFINITY; Fragments::ALL.len()];
     let mut known = false;
     let all = seconds.iter_mut().zip(Fragments::ALL);
-    for (best, fragments) in all.filter(|(_, fragments)| fragments.fits(unit, &context.limits)) {
+    let can = |fragments: &Fragments| fragments.fits(unit, &context.limits) && right.contains(fragments);
+    for (best, fragments) in all.filter(|(_, fragments)| can(fragments)) {
         let permutation = permutation(unit, fragments);
         let (tile_rows, tile_columns) = fragments.tile(unit);
         let tiles = rows.div_ceil(tile_rows as usize) * CHANNELS.div_ceil(tile_columns as usize);
@@ -134,7 +146,7 @@ mod tests {
             let all = Fragments::ALL.into_iter().filter(|own| own.fits(unit, &context.limits));
             let shaders: Vec<_> = all.map(|own| permutation(unit, own)).collect();
             context.pipelines.compile(&context.device, &shaders).unwrap();
-            let seconds = context.checked(|| seconds(&context, unit)).unwrap();
+            let seconds = context.checked(|| seconds(&context, unit, &Fragments::ALL)).unwrap();
             for (fragments, seconds) in Fragments::ALL.iter().zip(seconds) {
                 println!("{fragments:?}: {:.1} TFLOP/s", 2e-12 * WORK as f64 / seconds);
             }

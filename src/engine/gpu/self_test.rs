@@ -81,15 +81,17 @@ fn fault(reason: &str) -> Found {
 
 /// Tests and then measures; also whether it was measured.
 fn try_out(context: &Context, unit: Cooperative) -> Result<(Found, bool)> {
-    if let Some(reason) = context.checked(|| wrong(context, unit))? {
-        return Ok((fault(&reason), false));
-    }
+    let right = match context.checked(|| compare(context, unit))? {
+        Compared::Wrong(reason) => return Ok((fault(&reason), false)),
+        Compared::Right(fragments) => fragments,
+    };
     if unit == Cooperative::METAL {
         return Ok((Found::Right(UNMEASURED), true));
     }
     // That there was no memory to measure does not make them wrong.
-    let rates = context.checked(|| calibrate::rates(context, unit));
-    Ok(rates.map_or((Found::Right(UNMEASURED), false), |rates| (Found::Right(rates), true)))
+    let rates = context.checked(|| calibrate::rates(context, unit, &right));
+    let unmeasured = || (Found::Right(calibrate::unmeasured(&right)), false);
+    Ok(rates.map_or_else(|_| unmeasured(), |rates| (Found::Right(rates), true)))
 }
 
 /// Shaders on matrix units that a device with these limits can run, each with one that does the same without.
@@ -120,15 +122,41 @@ fn pairs(unit: Cooperative, limits: &wgpu::Limits) -> Vec<(Permutation, Permutat
     pairs
 }
 
-/// The first shader whose matrix units are wrong, and by how much.
+/// What comes of comparing all shaders on matrix units with their twins.
+enum Compared {
+    /// Why the units cannot be used.
+    Wrong(String),
+    /// They can, with convolutions divided in these ways.
+    Right(Vec<Fragments>),
+}
+
+/// Whether a device can do without a shader: there are other divisions of a convolution than the first.
+fn is_optional(permutation: Permutation) -> bool {
+    permutation.shader == Shader::ConvCooperative && permutation.fragments != Fragments::ALL[0]
+}
+
+/// Compares all shaders on matrix units with their twins. Divisions of convolutions beyond the first that do not compile, or are wrong,
+/// are left out.
 ///
 /// # Errors
-/// Those of the device; also that of a shader which does not compile.
-fn wrong(context: &Context, unit: Cooperative) -> Result<Option<String>> {
-    let pairs = pairs(unit, &context.limits);
-    let all: Vec<Permutation> = pairs.iter().flat_map(|&(own, twin)| [own, twin]).collect();
-    context.pipelines.compile(&context.device, &all)?;
-    for (own, twin) in pairs {
+/// Those of the device; also that of another shader which does not compile.
+fn compare(context: &Context, unit: Cooperative) -> Result<Compared> {
+    let mut pairs = pairs(unit, &context.limits);
+    let (optional, needed): (Vec<_>, Vec<_>) = pairs.iter().partition(|(own, _)| is_optional(*own));
+    let needed: Vec<Permutation> = needed.into_iter().flat_map(|(own, twin)| [own, twin]).collect();
+    context.pipelines.compile(&context.device, &needed)?;
+    let optional: Vec<Permutation> = optional.into_iter().map(|(own, _)| own).collect();
+    let mut left_out: Vec<Fragments> = Vec::new();
+    // All side by side; one after the other where one of them fails.
+    if context.pipelines.compile(&context.device, &optional).is_err() {
+        for own in optional {
+            if context.pipelines.compile(&context.device, &[own]).is_err() {
+                left_out.push(own.fragments);
+            }
+        }
+    }
+    pairs.retain(|(own, _)| !(is_optional(*own) && left_out.contains(&own.fragments)));
+    for &(own, twin) in &pairs {
         let (problem, counts) = match own.shader {
             Shader::AttentionCooperative => attention(context, own.cooperative)?,
             Shader::HeadCooperative => head(context)?,
@@ -141,9 +169,13 @@ fn wrong(context: &Context, unit: Cooperative) -> Result<Option<String>> {
         if error < TOLERANCE {
             continue;
         }
-        return Ok(Some(format!("{} is wrong by {error:.1e}", own.label())));
+        if !is_optional(own) {
+            return Ok(Compared::Wrong(format!("{} is wrong by {error:.1e}", own.label())));
+        }
+        left_out.push(own.fragments);
     }
-    Ok(None)
+    let right = Fragments::ALL.into_iter().filter(|fragments| !left_out.contains(fragments));
+    Ok(Compared::Right(right.collect()))
 }
 
 /// A 3x3 convolution of two maps, neither of which fills a tile's terms, and the workgroups of both shaders.
