@@ -131,14 +131,34 @@ impl TrainingProgress {
     /// So many steps are done, of `steps`; `message` says more.
     pub(crate) fn report(&self, step: u64, steps: u64, message: String) {
         if self.terminal {
-            self.bar.set_message(message);
-            self.bar.set_position(step);
-        } else if let Ok(mut printed) = self.printed.lock()
-            && (printed.elapsed() >= Self::LINES || step == steps)
-        {
-            *printed = Instant::now();
+            self.show(step, message);
+        } else if self.is_due(step == steps) {
             eprintln!("step {step} of {steps}: {message}");
         }
+    }
+
+    /// This part of a run is done that was made of 1000 steps; `message` says more.
+    pub(crate) fn report_part(&self, done: f64, message: String) {
+        if self.terminal {
+            self.show((1000.0 * done) as u64, message);
+        } else if self.is_due(done >= 1.0) {
+            eprintln!("{:.0} %: {message}", 100.0 * done);
+        }
+    }
+
+    fn show(&self, position: u64, message: String) {
+        self.bar.set_message(message);
+        self.bar.set_position(position);
+    }
+
+    /// Whether it is time for a line, as it always is at the end.
+    fn is_due(&self, end: bool) -> bool {
+        let Ok(mut printed) = self.printed.lock() else { return false };
+        let due = end || printed.elapsed() >= Self::LINES;
+        if due {
+            *printed = Instant::now();
+        }
+        due
     }
 
     /// Runs something that prints.

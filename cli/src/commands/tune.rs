@@ -189,12 +189,19 @@ impl TuneArguments {
     pub(crate) fn run(&self, job: Job<'_>) -> Result<()> {
         let options = self.options(job.backbone, &job);
         let images = job.images.len();
-        let progress = TrainingProgress::new(0, 1000);
+        let steps = match options.length {
+            Length::Steps(steps) => Some(steps),
+            Length::Time(_) => None,
+        };
+        let progress = TrainingProgress::new(0, steps.unwrap_or(1000));
         let mut report = |now: TuneProgress| {
             let trial = if now.trial { "trial without held-out images, " } else { "" };
-            let message =
-                format!("{trial}step {}, loss {:.4}, accuracy {:.4}", now.step, now.loss, now.accuracy);
-            progress.report((1000.0 * now.done) as u64, 1000, message);
+            let scores = format!("loss {:.4}, accuracy {:.4}", now.loss, now.accuracy);
+            match steps {
+                Some(steps) => progress.report(now.step, steps, format!("{trial}{scores}")),
+                // In thousandths of the time.
+                None => progress.report_part(now.done, format!("{trial}step {}, {scores}", now.step)),
+            }
         };
         let Job { backbone, device, images: labelled, classes, .. } = job;
         let control = Control::none().with_cancel(&interruption("stopping"));
