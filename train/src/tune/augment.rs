@@ -105,8 +105,9 @@ impl Augmentation {
         };
         let near = |at: usize, size: usize, random: &mut Random| {
             let moved = at as f64 + side / 2.0 * (random.uniform() - 0.5);
-            let size = size as f64;
-            if size > side { moved.clamp(side / 2.0, size - side / 2.0) } else { size / 2.0 }
+            // The centre of the first pixel is 0.
+            let (least, most) = ((side - 1.0) / 2.0, size as f64 - (side + 1.0) / 2.0);
+            if least < most { moved.clamp(least, most) } else { (size as f64 - 1.0) / 2.0 }
         };
         let (row, column) = (at as usize / picture.width, at as usize % picture.width);
         (near(row, picture.height, random), near(column, picture.width, random))
@@ -205,9 +206,12 @@ mod tests {
     use super::*;
 
     fn picture(channels: usize) -> Picture {
-        let (height, width) = (20, 30);
+        of_size(20, 30, channels)
+    }
+
+    fn of_size(height: usize, width: usize, channels: usize) -> Picture {
         let pixels = (0..height * width * channels).map(|i| (i * 37 % 200) as f32 / 100.0 - 1.0).collect();
-        let labels: Vec<u8> = (0..height * width).map(|i| u8::from(i % width > 15)).collect();
+        let labels: Vec<u8> = (0..height * width).map(|i| u8::from(i % width > width / 2)).collect();
         let of =
             |class: u8| (class, (0..labels.len() as u32).filter(|i| labels[*i as usize] == class).collect());
         Picture {
@@ -228,15 +232,30 @@ mod tests {
         Augmentation { flip: false, rotate: false, scale: 0.0, intensity: 0.0, stain: 0.0, noise: 0.0 };
 
     #[test]
-    fn what_is_not_varied_stays_but_for_quarter_turns() {
-        let picture = picture(3);
-        let (mut pixels, mut labels) = (vec![0.0; 8 * 8 * 3], vec![0; 64]);
+    fn a_crop_of_all_that_there_is_is_a_quarter_turn_of_it() {
+        const SIDE: usize = 8;
+        let picture = of_size(SIDE, SIDE, 3);
+        let turned = |turns: usize, row: usize, column: usize| {
+            (0..turns).fold((row, column), |(row, column), _| (column, SIDE - 1 - row))
+        };
+        let mut seen = [false; 4];
+        let (mut pixels, mut labels) = (vec![0.0; SIDE * SIDE * 3], vec![0; SIDE * SIDE]);
         for seed in 0..20 {
-            STILL.crop(&picture, 8, &mut Random::new(seed, 0), &mut pixels, &mut labels);
-            // Centres may lie between pixels.
-            assert!(pixels.iter().all(|value| value.abs() <= 1.0));
-            assert!(labels.iter().all(|label| *label < 2));
+            STILL.crop(&picture, SIDE, &mut Random::new(seed, 0), &mut pixels, &mut labels);
+            let fits = |turns: usize| {
+                (0..SIDE * SIDE).all(|at| {
+                    let (row, column) = turned(turns, at / SIDE, at % SIDE);
+                    let from = row * SIDE + column;
+                    let close = |channel: usize| {
+                        (pixels[3 * at + channel] - picture.pixels[3 * from + channel]).abs() < 1e-5
+                    };
+                    labels[at] == picture.labels[from] && (0..3).all(close)
+                })
+            };
+            let turns = (0..4).find(|&turns| fits(turns));
+            seen[turns.unwrap_or_else(|| panic!("seed {seed}: no quarter turn"))] = true;
         }
+        assert_eq!(seen, [true; 4]);
     }
 
     #[test]

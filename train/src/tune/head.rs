@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use mdm::engine::cpu::upsample::{Between, between};
 use mdm::model::{BatchNorm, Head, Linear};
 use rayon::prelude::*;
 
@@ -171,12 +172,13 @@ impl TunedHead {
         let [first, second, third] = [(0, self.inputs), (1, HIDDEN[0]), (2, HIDDEN[1])]
             .map(|(layer, inputs)| self.layer(layer, inputs));
         let groups = self.groups(maps, sample);
+        let taps: Vec<Taps> = groups.iter().map(|group| group.taps(size)).collect();
 
         let mut hidden = Vec::with_capacity(count * HIDDEN[0]);
         for _ in 0..count {
             hidden.extend_from_slice(first.1);
         }
-        for group in &groups {
+        for (group, taps) in groups.iter().zip(&taps) {
             let (rows, weight) =
                 (group.height * group.width, first.0.columns_of(group.channels.start, group.channels.end));
             let mut results = vec![0.0; rows * HIDDEN[0]];
@@ -185,7 +187,6 @@ impl TunedHead {
                 Matrix::new(&group.values, rows, group.channels.len()),
                 weight.transposed(),
             );
-            let taps = group.taps(size);
             for (out, (pixel, ..)) in hidden.chunks_exact_mut(HIDDEN[0]).zip(labelled) {
                 for (at, share) in taps.of(*pixel) {
                     let from = &results[at * HIDDEN[0]..][..HIDDEN[0]];
@@ -228,10 +229,9 @@ impl TunedHead {
         product(&mut wide, outer, second.0);
         where_active(&mut wide, &hidden);
         sum_rows(&mut crop.gradient[self.bias[0].clone()], &wide);
-        for group in &groups {
+        for (group, taps) in groups.iter().zip(&taps) {
             let rows = group.height * group.width;
             let mut spread = vec![0.0; rows * HIDDEN[0]];
-            let taps = group.taps(size);
             for (from, (pixel, ..)) in wide.chunks_exact(HIDDEN[0]).zip(labelled) {
                 for (at, share) in taps.of(*pixel) {
                     let out = &mut spread[at * HIDDEN[0]..][..HIDDEN[0]];
@@ -407,14 +407,15 @@ impl Group {
 struct Taps {
     size: usize,
     width: usize,
-    rows: Vec<(usize, usize, f32)>,
-    columns: Vec<(usize, usize, f32)>,
+    rows: Vec<Between>,
+    columns: Vec<Between>,
 }
 
 impl Taps {
     fn of(&self, pixel: u32) -> [(usize, f32); 4] {
-        let (top, bottom, down) = self.rows[pixel as usize / self.size];
-        let (left, right, across) = self.columns[pixel as usize % self.size];
+        let &Between { first: top, second: bottom, share: down } = &self.rows[pixel as usize / self.size];
+        let &Between { first: left, second: right, share: across } =
+            &self.columns[pixel as usize % self.size];
         [
             (top * self.width + left, (1.0 - down) * (1.0 - across)),
             (top * self.width + right, (1.0 - down) * across),
@@ -422,13 +423,6 @@ impl Taps {
             (bottom * self.width + right, down * across),
         ]
     }
-}
-
-/// The two of `from` pixels around pixel `index` of `to`, and the share of the second.
-fn between(index: usize, to: usize, from: usize) -> (usize, usize, f32) {
-    let position = ((index as f64 + 0.5) * from as f64 / to as f64 - 0.5).max(0.0);
-    let first = (position as usize).min(from - 1);
-    (first, (first + 1).min(from - 1), (position - first as f64) as f32)
 }
 
 fn relu(values: &mut [f32]) {
