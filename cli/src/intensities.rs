@@ -1,6 +1,7 @@
 //! Warnings about images' values, one a kind and suggested range however many images there are.
 
 use mdm::intensity::IntensityWarning;
+use mdm_train::fit::ImageWarning;
 use serde::Serialize;
 
 use crate::error::warn;
@@ -30,6 +31,15 @@ pub(crate) struct ImagesWarned {
 pub(crate) struct IntensityWarnings(Vec<ImagesWarned>);
 
 impl IntensityWarnings {
+    /// What looks wrong about the images of a fit.
+    pub(crate) fn of(warnings: &[ImageWarning]) -> Self {
+        let mut all = Self::default();
+        for ImageWarning { image, warning } in warnings {
+            all.add(image, warning);
+        }
+        all
+    }
+
     /// Takes note of what looks wrong about an image.
     pub(crate) fn add(&mut self, image: &str, warning: &IntensityWarning) {
         let kind = match warning {

@@ -9,8 +9,8 @@ use mdm::segment::FeatureOptions;
 use mdm::segment::rescale::scale_between;
 use mdm::{CancelToken, Control, Device, Error};
 use mdm_train::fit::{
-    FitOptions, FitReport, HeadDevice, HeldOutPart, ImageWarning, LabelledImage, LabelledImages, PixelScores,
-    collect, fit_collected,
+    FitOptions, FitReport, HeadDevice, HeldOutPart, LabelledImage, LabelledImages, PixelScores, collect,
+    fit_collected,
 };
 use serde::Serialize;
 
@@ -290,16 +290,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         token: &interruption("stopping"),
     }
     .run()
-    .map_err(|error| match error {
-        CliError::Library(Error::Cancelled) => {
-            CliError::Interrupted("interrupted; no model was written".to_owned())
-        }
-        error => error,
-    })?;
-    let mut warnings = IntensityWarnings::default();
-    for ImageWarning { image, warning } in &fitted.warnings {
-        warnings.add(image, warning);
-    }
+    .map_err(without_model)?;
+    let warnings = IntensityWarnings::of(&fitted.warnings);
     warnings.say(false);
     let stored = (!arguments.heads_only).then_some(StoredType::AsIs);
     fitted.model.save(&arguments.output, Save { backbone: stored, heads: true })?;
@@ -334,6 +326,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         used: UsedDevice::of(&device),
     };
     if arguments.json { print_json(&report) } else { print(&in_words(&report)) }
+}
+
+/// What ended a fit, before a model was written.
+pub(crate) fn without_model(error: CliError) -> CliError {
+    match error {
+        CliError::Library(Error::Cancelled) => {
+            CliError::Interrupted("interrupted; no model was written".to_owned())
+        }
+        error => error,
+    }
 }
 
 /// Refuses names of classes that are empty or the same.

@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use mdm::model::{Class, FeatureConfig, Model, Save, StoredType};
-use mdm::{Control, Device, Error, IntensityRange};
-use mdm_train::fit::{ImageWarning, LabelledImages};
+use mdm::{Control, Device, IntensityRange};
+use mdm_train::fit::LabelledImages;
 use mdm_train::metrics::Scores;
 use mdm_train::tune::{Augmentation, Length, PixelLoss, TuneOptions, TuneProgress, TuneReport, tune};
 use serde::Serialize;
 
+use super::fit::without_model;
 use crate::arguments::positive;
 use crate::device::UsedDevice;
-use crate::error::{CliError, Result};
+use crate::error::Result;
 use crate::intensities::IntensityWarnings;
 use crate::interruption::interruption;
 use crate::output::{lossy, print, print_json};
@@ -149,7 +150,10 @@ impl TuneArguments {
         let defaults = TuneOptions::for_model(backbone);
         let augmentation = Augmentation::default();
         let multiple = backbone.metadata().unet.deepest_downsampling();
-        let learning_rate = self.learning_rate.unwrap_or(defaults.learning_rate);
+        let defaults = match self.learning_rate {
+            Some(rate) => defaults.with_learning_rate(rate),
+            None => defaults,
+        };
         TuneOptions {
             microns_per_pixel: job.mpp,
             range: job.range.clone(),
@@ -163,8 +167,6 @@ impl TuneArguments {
             size: self
                 .crop
                 .map_or(defaults.size, |size| size.checked_next_multiple_of(multiple).unwrap_or(size)),
-            learning_rate,
-            head_learning_rate: 5.0 * learning_rate,
             loss: match self.pixel_loss {
                 Some(LossArgument::CeDice) => PixelLoss::CrossEntropyAndDice,
                 Some(LossArgument::Boundary) => PixelLoss::BoundaryWeighted,
@@ -207,14 +209,8 @@ impl TuneArguments {
         let control = Control::none().with_cancel(&interruption("stopping"));
         let tuned = tune(backbone, device, labelled, classes, &options, &mut report, &control);
         progress.finish();
-        let tuned = tuned.map_err(|error| match error {
-            Error::Cancelled => CliError::Interrupted("interrupted; no model was written".to_owned()),
-            error => error.into(),
-        })?;
-        let mut warnings = IntensityWarnings::default();
-        for ImageWarning { image, warning } in &tuned.warnings {
-            warnings.add(image, warning);
-        }
+        let tuned = tuned.map_err(|error| without_model(error.into()))?;
+        let warnings = IntensityWarnings::of(&tuned.warnings);
         warnings.say(false);
         tuned.model.save(job.output, Save { backbone: Some(StoredType::F16), heads: true })?;
         let report = described(&tuned, warnings, images, job.output, UsedDevice::of(device));

@@ -137,17 +137,15 @@ fn tune_options_of(options: &mdm_tune_options, defaults: TuneOptions) -> Result<
             return Err(Failure::argument(format!("loss: {other} is none of the MDM_TUNE_LOSS constants")));
         }
     };
-    let (head_learning_rate, learning_rate) = match options.learning_rate {
-        0.0 => (defaults.head_learning_rate, defaults.learning_rate),
-        rate => (5.0 * rate, rate),
+    let defaults = match options.learning_rate {
+        0.0 => defaults,
+        rate => defaults.with_learning_rate(rate),
     };
     let varied = defaults.augmentation;
     Ok(TuneOptions {
         length: length_of(options, defaults.length)?,
         batch: or_default(options.batch, defaults.batch),
         size: or_default(options.size, defaults.size),
-        learning_rate,
-        head_learning_rate,
         loss,
         balance: switch(options.balance, "balance")?,
         augmentation: Augmentation {

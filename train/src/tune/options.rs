@@ -94,6 +94,12 @@ impl TuneOptions {
         Self { size, ..Self::default() }
     }
 
+    /// With this learning rate of the backbone, and one of the head that is five times as large, as by default.
+    #[must_use]
+    pub fn with_learning_rate(self, rate: f64) -> Self {
+        Self { learning_rate: rate, head_learning_rate: 5.0 * rate, ..self }
+    }
+
     /// Checks every number; `multiple` is the network's deepest downsampling.
     ///
     /// # Errors
