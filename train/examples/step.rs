@@ -3,7 +3,8 @@
 //!
 //! usage: step [WIDTH [SIZE [BATCH [DEVICE [f16 | f32] [recompute]]]]]
 //!
-//! The CPU tells where its time goes. A GPU computes in f16 where it can unless told otherwise.
+//! A GPU computes in f16 where it can unless told otherwise. Where it has a clock, it tells where the time of one more step goes;
+//! timing each instruction costs some of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,11 +12,12 @@ use std::time::Instant;
 
 use mdm::engine::Precision;
 use mdm::engine::cpu::CpuEngine;
+use mdm::engine::gpu::GpuEngine;
 use mdm::model::{MapWeights, UnetConfig};
 use mdm::{Control, Device, DeviceOptions};
 use mdm_train::differentiate::{Gradient, Instruction};
-use mdm_train::engine;
 use mdm_train::engine::cpu::CpuLearner;
+use mdm_train::engine::gpu::GpuLearner;
 use mdm_train::learner::{Learner, LearnerOptions, LearnerState, Microbatch, Update};
 use mdm_train::loss::Loss;
 
@@ -94,6 +96,16 @@ fn steps<L: Learner + ?Sized>(
     Err("the gradient is not finite".into())
 }
 
+fn print_times(times: impl Iterator<Item = (&'static str, f64)>) {
+    let mut table: BTreeMap<&str, f64> = BTreeMap::new();
+    for (name, seconds) in times {
+        *table.entry(name).or_default() += seconds;
+    }
+    for (name, seconds) in table {
+        println!("{name:22} {:10.3} ms", 1e3 * seconds);
+    }
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |index: usize, default: usize| arguments.get(index).map_or(Ok(default), |text| text.parse());
@@ -128,13 +140,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         parameters.insert(&name, &shape, values.collect());
     }
     let state = LearnerState::fresh(Arc::new(parameters), 1);
-    let Some(engine) = device.engine().as_any().downcast_ref::<CpuEngine>() else {
-        let mut learner = engine::learner(&device, &options, &state)?;
+    let engine = device.engine().as_any();
+    if let Some(engine) = engine.downcast_ref::<GpuEngine>() {
+        let mut learner = GpuLearner::new(engine, options, &state)?;
         drop(state);
-        let (best, median) = steps(&mut *learner, Counts { warm_up: 3, timed: 8 }, |_| ())?;
+        let (best, median) = steps(&mut learner, Counts { warm_up: 3, timed: 8 }, |_| ())?;
+        if learner.time_instructions()? {
+            steps(&mut learner, Counts { warm_up: 0, timed: 1 }, |_| ())?;
+            print_times(learner.timings()?.into_iter().map(|(instruction, seconds)| (name(instruction), seconds)));
+        }
         println!("best step {best:.4} s, median {median:.4} s");
         return Ok(());
-    };
+    }
+    let engine = engine.downcast_ref::<CpuEngine>().ok_or("an engine that is not known here")?;
     let mut learner = CpuLearner::new(engine, options, &state)?;
     drop(state);
     let counts = Counts { warm_up: 1, timed: 5 };
@@ -142,13 +160,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (best, median) = steps(&mut learner, counts, |learner| {
         first = learner.timings().map(|(_, seconds)| seconds).collect();
     })?;
-    let mut table: BTreeMap<&str, f64> = BTreeMap::new();
-    for ((instruction, seconds), first) in learner.timings().zip(first) {
-        *table.entry(name(instruction)).or_default() += (seconds - first) / counts.timed as f64;
-    }
-    for (name, seconds) in table {
-        println!("{name:22} {seconds:8.3} s");
-    }
+    print_times(learner.timings().zip(first).map(|((instruction, seconds), first)| {
+        (name(instruction), (seconds - first) / counts.timed as f64)
+    }));
     println!("working memory {:.0} MB", learner.working_bytes() as f64 / 1e6);
     println!("best step {best:.3} s, median {median:.3} s");
     Ok(())

@@ -31,6 +31,7 @@ use self::optimiser::Optimiser;
 pub use self::program::GpuProgram;
 pub use self::shaders::permutations;
 use super::{given_gradients, restored};
+use crate::differentiate::Instruction;
 use crate::learner::{Learner, LearnerOptions, LearnerState, Microbatch, StatePart, Update, UpdateReport};
 
 /// A network that learns on a GPU.
@@ -67,6 +68,23 @@ impl GpuLearner {
         let mut learner = Self { context, options, program, optimiser, names, step: 0, loss_scale: 1.0 };
         learner.restore(state)?;
         Ok(learner)
+    }
+
+    /// From now on each step tells what its instructions take. Returns whether the device can tell.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn time_instructions(&mut self) -> Result<bool> {
+        self.program.time_instructions()
+    }
+
+    /// The instructions of forward and backward pass with the seconds of each in the last step, by the device's clock; none
+    /// unless they are timed.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn timings(&self) -> Result<Vec<(&Instruction, f64)>> {
+        self.program.timings()
     }
 
     /// Bytes of the device's memory that are in use.

@@ -10,6 +10,7 @@ use mdm::engine::gpu::context::{Context, Memory};
 use mdm::engine::gpu::prepare::{Prepared, Sizes, place_vectors, places};
 use mdm::engine::gpu::shader::ValueType;
 use mdm::engine::gpu::submit::Encoder;
+use mdm::engine::gpu::timing::Timing;
 use mdm::engine::gpu::vector::sinusoid;
 use mdm::engine::gpu::weights::write;
 use mdm::plan::memory::{self, Access};
@@ -48,6 +49,7 @@ pub struct GpuProgram {
     sums: usize,
     /// Values that the loss is the mean of.
     count: usize,
+    timing: Option<Timing>,
 }
 
 impl GpuProgram {
@@ -131,7 +133,32 @@ impl GpuProgram {
             losses,
             sums,
             count,
+            timing: None,
         })
+    }
+
+    /// From now on each run of the whole program tells what its instructions take. Returns whether the device can tell.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn time_instructions(&mut self) -> Result<bool> {
+        if self.timing.is_none() && self.context.timestamps {
+            let count = self.program.instructions.len();
+            self.timing = Some(self.context.checked(|| Timing::new(&self.context, count))?);
+        }
+        Ok(self.timing.is_some())
+    }
+
+    /// The instructions with the seconds that the last run of the whole program took for each, by the device's clock; none
+    /// unless they are timed.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn timings(&self) -> Result<Vec<(&Instruction, f64)>> {
+        let Some(timing) = &self.timing else { return Ok(Vec::new()) };
+        let instructions = &self.program.instructions;
+        let seconds = self.context.checked(|| timing.read(&self.context, instructions.len()))?;
+        Ok(instructions.iter().zip(seconds).collect())
     }
 
     /// What it executes.
@@ -180,11 +207,17 @@ impl GpuProgram {
             }
             let share = share / self.count as f32;
             write(&context, &self.share.buffer, 0, &[share], ValueType::F32);
+            let timing = self.timing.as_ref().filter(|_| part.len() == self.prepared.steps.len());
             let mut encoder = Encoder::new(&context, control, None);
-            for dispatches in &self.prepared.steps[part] {
-                encoder.operation(dispatches.iter(), None)?;
+            for index in part {
+                let timing = timing.and_then(|timing| timing.of_operation(index));
+                encoder.operation(self.prepared.steps[index].iter(), timing.as_ref())?;
             }
-            encoder.submit(|_| ())?;
+            encoder.submit(|commands| {
+                if let Some(timing) = timing {
+                    timing.resolve(commands);
+                }
+            })?;
             encoder.wait()?;
             read(&context, &self.losses, 0, self.sums, ValueType::F32)
         })?;
