@@ -147,7 +147,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let (best, median) = steps(&mut learner, Counts { warm_up: 3, timed: 8 }, |_| ())?;
         if learner.time_instructions()? {
             steps(&mut learner, Counts { warm_up: 0, timed: 1 }, |_| ())?;
-            print_times(learner.timings()?.into_iter().map(|(instruction, seconds)| (name(instruction), seconds)));
+            print_times(
+                learner.timings()?.into_iter().map(|(instruction, seconds)| (name(instruction), seconds)),
+            );
         }
         println!("best step {best:.4} s, median {median:.4} s");
         return Ok(());
@@ -160,9 +162,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (best, median) = steps(&mut learner, counts, |learner| {
         first = learner.timings().map(|(_, seconds)| seconds).collect();
     })?;
-    print_times(learner.timings().zip(first).map(|((instruction, seconds), first)| {
-        (name(instruction), (seconds - first) / counts.timed as f64)
-    }));
+    print_times(
+        learner.timings().zip(first).map(|((instruction, seconds), first)| {
+            (name(instruction), (seconds - first) / counts.timed as f64)
+        }),
+    );
     println!("working memory {:.0} MB", learner.working_bytes() as f64 / 1e6);
     println!("best step {best:.3} s, median {median:.3} s");
     Ok(())
