@@ -207,7 +207,8 @@ impl GpuProgram {
             }
             let share = share / self.count as f32;
             write(&context, &self.share.buffer, 0, &[share], ValueType::F32);
-            let timing = self.timing.as_ref().filter(|_| part.len() == self.prepared.steps.len());
+            let whole = part.len() == self.prepared.steps.len();
+            let timing = self.timing.as_ref().filter(|_| whole);
             let mut encoder = Encoder::new(&context, control, None);
             for index in part {
                 let timing = timing.and_then(|timing| timing.of_operation(index));
